@@ -1,0 +1,232 @@
+/*
+** resin: a neural network engine.
+** The only header that a host or the FFI needs. It is also read by the build to make the Lua declarations, so it keeps to
+** plain declarations: opaque structs, enums, functions; no macro but RS_API, no inline code, no bit fields, no variadics.
+**
+** Conventions
+**   - Every function that can fail returns rs_status. The text of the last failure on this thread is rs_last_error().
+**   - Results come through the last pointers. A tensor received that way is owned by the caller: rs_tensor_release it.
+**   - A context is used by one thread at a time. Tensors may be shared and released by any thread.
+**   - Dimensions and indices count from 0 here. Messages speak the base chosen by rs_set_index_base.
+*/
+#ifndef RESIN_H
+#define RESIN_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define RS_API __attribute__((visibility("default")))
+
+/* ---- status ------------------------------------------------------------------------------------------------------- */
+
+typedef enum rs_status {
+  RS_OK = 0,
+  RS_ERR_NOMEM,        /* an allocation failed, or the byte budget is used up */
+  RS_ERR_SHAPE,        /* shapes or dimensions do not fit */
+  RS_ERR_DTYPE,        /* an element type is not accepted */
+  RS_ERR_ARG,          /* an argument or attribute is out of its range */
+  RS_ERR_INDEX,        /* an index or label is out of its range */
+  RS_ERR_GRAD,         /* a gradient was asked for that does not exist */
+  RS_ERR_VERSION,      /* a value that backward needs was overwritten in place */
+  RS_ERR_STATE,        /* the call is not allowed now */
+  RS_ERR_IO,           /* a file could not be read or written */
+  RS_ERR_FORMAT,       /* a file's content is not what it should be */
+  RS_ERR_UNSUPPORTED   /* not built in, or not supported in this combination */
+} rs_status;
+
+enum { RS_ABI_VERSION = 1, RS_MAX_DIMS = 8, RS_MAX_OUTPUTS = 4 };
+
+RS_API int         rs_abi_version(void);              /* RS_ABI_VERSION of the library that was loaded */
+RS_API const char *rs_version(void);                  /* "major.minor.patch" */
+RS_API const char *rs_last_error(void);               /* text of the last failure on this thread; never NULL */
+RS_API const char *rs_status_name(rs_status status);
+RS_API const char *rs_build_info(void);               /* compiler, backends and instruction sets of this library */
+
+/* ---- context ------------------------------------------------------------------------------------------------------ */
+
+typedef struct rs_ctx     rs_ctx;       /* flags, memory, threads and random state of one user */
+typedef struct rs_tensor  rs_tensor;
+typedef struct rs_program rs_program;   /* a recording: immutable, may be run by many threads at once */
+typedef struct rs_workspace rs_workspace; /* what one running thread needs to run a program */
+
+/* Memory hooks of a host. alloc returns memory aligned to `align` (a power of two) or NULL. */
+typedef struct rs_allocator {
+  void *(*alloc)(void *user, size_t size, size_t align);
+  void  (*free)(void *user, void *ptr, size_t size);
+  void  *user;
+} rs_allocator;
+
+typedef struct rs_ctx_options {
+  const rs_allocator *allocator;   /* NULL: the system's */
+  double              budget;      /* bytes this context may hold; 0: no limit */
+  int                 threads;     /* threads that an op may use, the caller's included; 0: 1 */
+  const char         *isa;         /* "baseline", "avx2", "avx512"; NULL: the best of this machine */
+} rs_ctx_options;
+
+/* Counters that change as memory is taken and given back. Read them through the pointer; do not write. */
+typedef struct rs_stats {
+  double live_bytes;       /* bytes that tensors hold now */
+  double peak_bytes;       /* the most they held since rs_reset_peak */
+  double cached_bytes;     /* bytes kept for reuse */
+  double budget_bytes;     /* 0: no limit */
+  double allocations;      /* blocks handed out since the context was made */
+  double system_calls;     /* times memory was asked of the system or of the host's hook */
+  double live_blocks;      /* blocks handed out and not yet given back */
+} rs_stats;
+
+RS_API rs_status       rs_ctx_create(const rs_ctx_options *options, rs_ctx **out);
+RS_API void            rs_ctx_release(rs_ctx *ctx);   /* tensors made by it stay valid until they are released */
+RS_API const rs_stats *rs_ctx_stats(const rs_ctx *ctx);
+RS_API void            rs_reset_peak(rs_ctx *ctx);
+RS_API void            rs_trim(rs_ctx *ctx);          /* gives cached memory back to the system */
+RS_API void            rs_set_budget(rs_ctx *ctx, double bytes);
+RS_API void            rs_fail_allocation(rs_ctx *ctx, double countdown, int sticky); /* for tests: the n-th next allocation fails (and all later); 0 turns it off */
+RS_API rs_status       rs_set_num_threads(rs_ctx *ctx, int threads);
+RS_API int             rs_get_num_threads(const rs_ctx *ctx);
+RS_API rs_status       rs_set_isa(rs_ctx *ctx, const char *name);       /* "baseline", "avx2", "avx512", "best" */
+RS_API const char     *rs_get_isa(const rs_ctx *ctx);
+RS_API rs_status       rs_set_backends(rs_ctx *ctx, const char *names); /* "all", "portable", or a list: "blas,onednn" */
+RS_API void            rs_set_index_base(rs_ctx *ctx, int base);        /* 0 or 1: how messages count */
+RS_API int             rs_set_grad_enabled(rs_ctx *ctx, int enabled);   /* returns the former setting */
+RS_API int             rs_get_grad_enabled(const rs_ctx *ctx);
+RS_API void            rs_seed(rs_ctx *ctx, double seed);
+RS_API void            rs_get_rng_state(const rs_ctx *ctx, double state[4]);
+RS_API void            rs_set_rng_state(rs_ctx *ctx, const double state[4]);
+
+/* ---- tensors ------------------------------------------------------------------------------------------------------ */
+
+typedef enum rs_dtype {
+  RS_F32 = 0, RS_F64, RS_BF16, RS_F16, RS_I64, RS_I32, RS_U8, RS_BOOL, RS_DTYPES
+} rs_dtype;
+
+/* What a tensor is, in one read. Strides are in elements. */
+typedef struct rs_info {
+  void     *data;
+  double    numel;
+  double    version;             /* times its storage was written in place */
+  int       dtype, ndim;
+  int       requires_grad, is_leaf, is_contiguous, is_view;
+  int64_t   shape[8];
+  int64_t   strides[8];
+} rs_info;
+
+RS_API const char *rs_dtype_name(int dtype);          /* "f32", …; "?" when unknown */
+RS_API int         rs_dtype_size(int dtype);          /* bytes of an element; 0 when unknown */
+
+RS_API rs_status rs_tensor_empty(rs_ctx *ctx, int dtype, int ndim, const int64_t *shape, rs_tensor **out);
+RS_API rs_tensor *rs_tensor_retain(rs_tensor *t);     /* returns t */
+RS_API void      rs_tensor_release(rs_tensor *t);     /* NULL is allowed */
+RS_API void      rs_tensor_info(const rs_tensor *t, rs_info *out);
+RS_API int       rs_tensor_ndim(const rs_tensor *t);
+RS_API int       rs_tensor_dtype(const rs_tensor *t);
+RS_API double    rs_tensor_numel(const rs_tensor *t);
+RS_API double    rs_tensor_size(const rs_tensor *t, int dim);           /* -1 when there is no such dimension */
+RS_API void     *rs_tensor_data(const rs_tensor *t);  /* first element; writing does not bump the version */
+RS_API int       rs_tensor_same_storage(const rs_tensor *a, const rs_tensor *b);
+RS_API rs_status rs_tensor_item(rs_ctx *ctx, const rs_tensor *t, double *out);   /* t has one element */
+RS_API rs_status rs_tensor_read(rs_ctx *ctx, const rs_tensor *t, double *out);   /* all elements, row-major */
+RS_API rs_status rs_tensor_write(rs_ctx *ctx, rs_tensor *t, const double *values); /* all elements; bumps the version */
+RS_API rs_status rs_tensor_set_data(rs_ctx *ctx, rs_tensor *t, rs_tensor *source); /* t becomes another view of source's storage */
+
+/* ---- gradients ---------------------------------------------------------------------------------------------------- */
+
+enum { RS_RETAIN_GRAPH = 1, RS_CREATE_GRAPH = 2, RS_ALLOW_UNUSED = 4 };
+
+RS_API int       rs_tensor_requires_grad(const rs_tensor *t);
+RS_API rs_status rs_tensor_set_requires_grad(rs_ctx *ctx, rs_tensor *t, int on);  /* leaves only */
+RS_API rs_status rs_tensor_retain_grad(rs_ctx *ctx, rs_tensor *t);                /* keep the gradient of an intermediate */
+RS_API rs_status rs_tensor_grad(rs_ctx *ctx, rs_tensor *t, rs_tensor **out);      /* *out = NULL when there is none */
+RS_API rs_status rs_tensor_set_grad(rs_ctx *ctx, rs_tensor *t, rs_tensor *grad);  /* NULL clears */
+RS_API rs_status rs_tensor_detach(rs_ctx *ctx, rs_tensor *t, rs_tensor **out);
+/* Accumulates the gradient of `root` into the leaves. `grad` may be NULL when root has one element. */
+RS_API rs_status rs_backward(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, int flags);
+/* Gradients of `root` with respect to `inputs`, returned instead of accumulated. */
+RS_API rs_status rs_grad(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, rs_tensor *const *inputs, int n, int flags,
+                         rs_tensor **out);
+RS_API double    rs_zero_grads(rs_tensor *const *tensors, int n);                 /* drops the gradients; returns how many there were */
+
+/* A list attribute: a shape, dimensions, a stride for each dimension. n = 0 means not given. */
+typedef struct rs_list { int64_t n, v[8]; } rs_list;
+
+/* ---- ops ---------------------------------------------------------------------------------------------------------- */
+
+/* Runs op number `op` (RS_OP_…). Optional inputs may be NULL; attrs NULL means the defaults. */
+RS_API rs_status rs_call(rs_ctx *ctx, int op, rs_tensor *const *in, int nin, const void *attrs, rs_tensor **out);
+/* The same, writing the result into in[0]. */
+RS_API rs_status rs_call_inplace(rs_ctx *ctx, int op, rs_tensor *const *in, int nin, const void *attrs);
+
+/* What the op table says, for tools and tests. */
+typedef struct rs_attr_info {
+  const char *name, *doc;
+  int         kind, count, offset, base_one;  /* kind: rs_attr_kind */
+  double      def, min, max;
+  const char *choices;                        /* enum: "erf,tanh" */
+} rs_attr_info;
+
+typedef enum rs_attr_kind { RS_ATTR_INT = 0, RS_ATTR_FLOAT, RS_ATTR_BOOL, RS_ATTR_DIM, RS_ATTR_DIMS, RS_ATTR_SHAPE,
+                            RS_ATTR_INTS, RS_ATTR_ENUM, RS_ATTR_DTYPE, RS_ATTR_INDEX } rs_attr_kind;
+
+typedef struct rs_op_info {
+  const char *name, *doc, *inputs;     /* inputs: "x,weight,bias?" */
+  int         nin_min, nin_max, nout, nout_public, nattrs, attrs_size, nsamples, nkernels, has_grad;
+  unsigned    traits, dtypes;
+} rs_op_info;
+
+typedef struct rs_sample_info { const char *inputs; const void *attrs; double tolerance; int no_grad; } rs_sample_info;
+
+RS_API int       rs_op_count(void);
+RS_API rs_status rs_op_describe(int op, rs_op_info *out);
+RS_API rs_status rs_op_attr(int op, int index, rs_attr_info *out);
+RS_API rs_status rs_op_sample(int op, int index, rs_sample_info *out);
+RS_API const char *rs_op_kernel(int op, int index, int *backend);   /* name of a kernel; backend: 0 portable, 1 blas, 2 onednn */
+RS_API const char *rs_last_kernel(const rs_ctx *ctx);               /* the kernel that the last op used */
+
+/* ---- programs ----------------------------------------------------------------------------------------------------- */
+
+/* Records what this context runs until rs_trace_end. `inputs` become the program's arguments; any other tensor that is read
+   is bound as it is (a parameter). */
+RS_API rs_status rs_trace_begin(rs_ctx *ctx, rs_tensor *const *inputs, int n);
+RS_API rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program **out);
+RS_API void      rs_trace_abort(rs_ctx *ctx);
+RS_API int       rs_is_tracing(const rs_ctx *ctx);
+RS_API void      rs_program_release(rs_program *p);
+RS_API int       rs_program_length(const rs_program *p);            /* instructions */
+RS_API rs_status rs_workspace_create(rs_ctx *ctx, const rs_program *p, rs_workspace **out);
+RS_API void      rs_workspace_release(rs_workspace *w);
+/* Runs p. outputs[i] receives a tensor owned by the workspace, overwritten by its next run. */
+RS_API rs_status rs_program_run(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin,
+                                rs_tensor **outputs, int nout);
+
+/* ---- files -------------------------------------------------------------------------------------------------------- */
+
+typedef struct rs_file rs_file;         /* an open safetensors file, or one being written */
+
+/* Opens a safetensors file and checks its whole header. */
+RS_API rs_status   rs_file_open(rs_ctx *ctx, const char *path, rs_file **out);
+RS_API int         rs_file_count(const rs_file *f);
+RS_API const char *rs_file_name(const rs_file *f, int index);
+RS_API rs_status   rs_file_read(rs_ctx *ctx, const rs_file *f, int index, rs_tensor **out);
+RS_API int         rs_file_meta_count(const rs_file *f);
+RS_API const char *rs_file_meta_key(const rs_file *f, int index);
+RS_API const char *rs_file_meta_value(const rs_file *f, int index);
+RS_API void        rs_file_close(rs_file *f);
+/* Writes tensors under their names; the file appears under `path` only when it is whole. */
+RS_API rs_status   rs_file_save(rs_ctx *ctx, const char *path, const char *const *names, rs_tensor *const *tensors, int n,
+                                const char *const *meta_keys, const char *const *meta_values, int nmeta);
+/* Reads an IDX file (the format of MNIST), plain or gzip. limit: at most that many entries of dimension 0; 0 means all. */
+RS_API rs_status   rs_read_idx(rs_ctx *ctx, const char *path, double limit, rs_tensor **out);
+
+/* Generated from the op table: RS_OP_… numbers, attribute structs, one typed function per op. */
+#ifndef RSI_INTERNAL
+#include "resin_ops.h"
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+#endif
