@@ -1,0 +1,356 @@
+/*
+** Backward: one walk over the graph in reverse order of execution. The order is a depth-first postorder kept in links of the
+** nodes themselves, so the walk allocates nothing. Leaves are not part of the order: a gradient that reaches one is added to
+** it at once, so threads that share parameters do not meet in the traversal fields.
+** While a rule runs, `rsi_grad` owns every tensor it makes; the first failure sticks and later helpers do nothing.
+*/
+#include "autograd/autograd.h"
+#include "ctx.h"
+#include <string.h>
+
+enum { FEW_TEMPS = 48 };
+
+typedef struct target { rsi_node *node; int index; rs_tensor *grad; } target;
+
+struct rsi_grad {
+  rs_ctx    *ctx;
+  rsi_node  *node;
+  rs_status  status;
+  bool       create_graph;
+  bool       taken;            /* a leaf took over a tensor of this rule */
+  target    *targets;          /* of rs_grad; NULL: leaves accumulate */
+  int        ntargets;
+  int        ntemps;
+  rs_tensor *temps[FEW_TEMPS];
+};
+
+/* ---- accumulation ---------------------------------------------------------------------------------------------------- */
+
+/* Nobody else can see this tensor, so it may be written in place. */
+static bool exclusive(const rs_tensor *t) {
+  return atomic_load_explicit(&t->refs, memory_order_relaxed) == 1 && !(t->flags & RSI_VIEW) && rsi_is_contiguous(t) &&
+         atomic_load_explicit(&t->storage->refs, memory_order_relaxed) == 1;
+}
+
+static rs_status add_into(rs_ctx *ctx, rs_tensor **slot, rs_tensor *t, bool in_place) {
+  rs_tensor *const in[2] = {*slot, t};
+  if (in_place) return rs_call_inplace(ctx, RS_OP_add, in, 2, NULL);
+  rs_tensor *sum;
+  RSI_TRY(rsi_run(ctx, RS_OP_add, in, 2, NULL, &sum));
+  rs_tensor_release(*slot);
+  *slot = sum;
+  return RS_OK;
+}
+
+/* Adds t to the gradient that a leaf shows. That tensor is the leaf's own, so later ones are added in place. */
+static rs_status accumulate_leaf(rsi_grad *g, rsi_node *leaf, rs_tensor *t) {
+  rs_tensor **const slot = &leaf->kept[0];
+  if (*slot) return add_into(g->ctx, slot, t, !g->create_graph && !(*slot)->node);
+  if (g->create_graph) return rsi_tensor_share(t, slot);
+  return rsi_run(g->ctx, RS_OP_copy, &t, 1, NULL, slot);
+}
+
+static rs_status capture(rsi_grad *g, rsi_node *n, int index, rs_tensor *t) {
+  for (int i = 0; i < g->ntargets; i++) {
+    target *const to = &g->targets[i];
+    if (to->node != n || to->index != index) continue;
+    if (to->grad) RSI_TRY(add_into(g->ctx, &to->grad, t, false));
+    else RSI_TRY(rsi_tensor_share(t, &to->grad));
+  }
+  return RS_OK;
+}
+
+static rs_status deliver(rsi_grad *g, rsi_node *n, int index, rs_tensor *t) {
+  if (n->flags & RSI_N_LEAF) return g->targets ? capture(g, n, index, t) : accumulate_leaf(g, n, t);
+  rs_tensor **const slot = &n->grad[index];
+  if (*slot) return add_into(g->ctx, slot, t, !g->create_graph && exclusive(*slot));
+  return rsi_tensor_share(t, slot);
+}
+
+/* ---- what rules use -------------------------------------------------------------------------------------------------- */
+
+static rs_tensor *own(rsi_grad *g, rs_tensor *t) {
+  if (g->ntemps == FEW_TEMPS) {
+    g->status = rsi_fail(RS_ERR_STATE, "a gradient rule makes more than %d tensors", FEW_TEMPS);
+    rs_tensor_release(t);
+    return NULL;
+  }
+  return g->temps[g->ntemps++] = t;
+}
+
+bool rsi_needs(const rsi_grad *g, int i) { return i < g->node->nin && g->node->edges[i].node != NULL; }
+bool rsi_has_gout(const rsi_grad *g, int j) { return g->node->grad[j] != NULL; }
+const void *rsi_attrs(const rsi_grad *g) { return g->node->attrs; }
+int rsi_nin(const rsi_grad *g) { return g->node->nin; }
+bool rsi_has_in(const rsi_grad *g, int i) { return i < g->node->nin && g->node->edges[i].given; }
+
+void rsi_grad_fail(rsi_grad *g, rs_status status) {
+  if (g->status == RS_OK) g->status = status;
+}
+
+rs_tensor *rsi_gout(rsi_grad *g, int j) {
+  if (g->node->grad[j] || g->status != RS_OK) return g->node->grad[j];
+  return rsi_b_full(g, &g->node->outs[j], 0.0);
+}
+
+static rs_tensor *saved(rsi_grad *g, int slot) {
+  for (int i = 0; i < g->node->nsaved; i++)
+    if (g->node->saved[i].slot == slot) return g->node->saved[i].present ? &g->node->saved[i].tensor : NULL;
+  return NULL;
+}
+
+rs_tensor *rsi_in(rsi_grad *g, int i) { return saved(g, i); }
+rs_tensor *rsi_out(rsi_grad *g, int j) { return saved(g, 8 + j); }
+
+const rsi_desc *rsi_in_desc(rsi_grad *g, int i) {
+  static _Thread_local rsi_desc ring[4];
+  static _Thread_local unsigned turn;
+  const rsi_edge *const e = &g->node->edges[i];
+  rsi_desc *const d = &ring[turn++ % 4];
+  d->dtype = e->dtype;
+  d->ndim = e->ndim;
+  for (int k = 0; k < e->ndim; k++) d->shape[k] = e->shape[k];
+  return d;
+}
+
+rs_tensor *rsi_emit(rsi_grad *g, int op, const void *attrs, int nin, rs_tensor *const *in, int nout, rs_tensor **outs) {
+  rs_tensor *made[RS_MAX_OUTPUTS] = {NULL};
+  for (int j = 0; j < nout; j++) outs[j] = NULL;
+  if (g->status != RS_OK) return NULL;
+  g->status = rsi_run(g->ctx, op, in, nin, attrs, made);
+  if (g->status != RS_OK) return NULL;
+  for (int j = 0; j < rsi_ops[op]->nout; j++) {
+    rs_tensor *const t = own(g, made[j]);
+    if (j < nout) outs[j] = t;
+  }
+  return nout > 0 ? outs[0] : NULL;
+}
+
+rs_tensor *rsi_emit1(rsi_grad *g, int op, const void *attrs, rs_tensor *a) {
+  rs_tensor *out, *const in[1] = {a};
+  return a ? rsi_emit(g, op, attrs, 1, in, 1, &out) : NULL;
+}
+
+rs_tensor *rsi_emit2(rsi_grad *g, int op, const void *attrs, rs_tensor *a, rs_tensor *b) {
+  rs_tensor *out, *const in[2] = {a, b};
+  return a || b ? rsi_emit(g, op, attrs, 2, in, 1, &out) : NULL;
+}
+
+rs_tensor *rsi_emit3(rsi_grad *g, int op, const void *attrs, rs_tensor *a, rs_tensor *b, rs_tensor *c) {
+  rs_tensor *out, *const in[3] = {a, b, c};
+  return a || b || c ? rsi_emit(g, op, attrs, 3, in, 1, &out) : NULL;
+}
+
+static bool matches(const rsi_edge *e, const rs_tensor *t) {
+  if (e->ndim != t->ndim) return false;
+  for (int i = 0; i < t->ndim; i++)
+    if (e->shape[i] != t->shape[i]) return false;
+  return true;
+}
+
+/* A tensor that the rule made and nobody else holds becomes the gradient of a leaf without a copy. */
+static bool take_over(rsi_grad *g, rsi_node *n, rs_tensor *t) {
+  if (!(n->flags & RSI_N_LEAF) || n->kept[0] || g->targets || g->create_graph || !exclusive(t)) return false;
+  for (int i = 0; i < g->ntemps; i++) {
+    if (g->temps[i] != t) continue;
+    n->kept[0] = t;
+    g->temps[i] = NULL;
+    g->taken = true;
+    return true;
+  }
+  return false;
+}
+
+/* Was t taken over by a leaf earlier in this rule? */
+static bool was_taken(const rsi_grad *g, const rs_tensor *t) {
+  if (!g->taken || (t->flags & RSI_EMBEDDED)) return false;
+  for (int i = 0; i < g->ntemps; i++)
+    if (g->temps[i] == t) return false;
+  for (int j = 0; j < g->node->nout; j++)
+    if (g->node->grad[j] == t) return false;
+  return true;
+}
+
+void rsi_give(rsi_grad *g, int i, rs_tensor *t) {
+  const rsi_edge *const e = &g->node->edges[i];
+  if (g->status != RS_OK || !t || !e->node) return;
+  if (!matches(e, t)) t = rsi_b_sum_to(g, t, rsi_in_desc(g, i));
+  if (t && t->dtype != e->dtype) t = rsi_b_cast(g, t, e->dtype);
+  if (t && was_taken(g, t)) t = rsi_emit1(g, RS_OP_copy, NULL, t);
+  if (!t || g->status != RS_OK || take_over(g, e->node, t)) return;
+  g->status = deliver(g, e->node, e->out_index, t);
+}
+
+/* ---- the walk -------------------------------------------------------------------------------------------------------- */
+
+/* Links the nodes that `root` depends on, leaves excepted, in reverse order of execution. */
+static rsi_node *order_nodes(rsi_node *root) {
+  static _Atomic uint64_t passes;
+  const uint64_t pass = atomic_fetch_add_explicit(&passes, 1, memory_order_relaxed) + 1;
+  rsi_node *ordered = NULL, *at = root;
+  root->visit = pass;
+  root->parent = NULL;
+  root->step = 0;
+  while (at) {
+    if (at->step < at->nin) {
+      rsi_node *const to = at->edges[at->step++].node;
+      if (!to || (to->flags & RSI_N_LEAF) || to->visit == pass) continue;
+      to->visit = pass;
+      to->parent = at;
+      to->step = 0;
+      at = to;
+    } else {
+      at->next = ordered;
+      ordered = at;
+      at = at->parent;
+    }
+  }
+  return ordered;
+}
+
+static const char *slot_name(const rsi_saved *s) { return s->slot < 8 ? "an input" : "its result"; }
+
+static rs_status check_saved(const rsi_node *n) {
+  RSI_CHECK(!(n->flags & RSI_N_RELEASED), RS_ERR_GRAD,
+            "backward: the graph behind %s was freed by an earlier backward; pass retain_graph to the first one", n->op->name);
+  for (int i = 0; i < n->nsaved; i++) {
+    const rsi_saved *const s = &n->saved[i];
+    if (!s->present) continue;
+    RSI_CHECK(s->tensor.storage->version == s->version, RS_ERR_VERSION,
+              "backward: %s needs %s of shape %s as it was (version %u), but it was overwritten in place by %s (now version %u); "
+              "use the out-of-place form or clone it first",
+              n->op->name, slot_name(s), rsi_text(&s->tensor), s->version, rsi_last_writer(s->tensor.storage),
+              s->tensor.storage->version);
+  }
+  return RS_OK;
+}
+
+static rs_status run_rule(rsi_grad *g) {
+  rsi_node *const n = g->node;
+  RSI_TRY(check_saved(n));
+  RSI_CHECK(n->op->grad, RS_ERR_GRAD, "backward: the derivative of %s is not defined%s", n->op->name,
+            n->op->traits & RSI_T_INTERNAL ? " (a second derivative was asked for)" : "");
+  for (int i = 0; i < n->nsaved; i++) {   /* saved tensors stand for the tensors they were copied from */
+    rsi_saved *const s = &n->saved[i];
+    if (!s->present) continue;
+    const bool input = s->slot < 8;
+    s->tensor.node = !g->create_graph ? NULL : input ? n->edges[s->slot].node : n;
+    s->tensor.out_index = input ? n->edges[s->slot].out_index : (uint8_t)(s->slot - 8);
+  }
+  g->ntemps = 0;
+  g->taken = false;
+  n->op->grad(g);
+  for (int i = 0; i < g->ntemps; i++) rs_tensor_release(g->temps[i]);
+  g->ntemps = 0;
+  for (int i = 0; i < n->nsaved; i++) n->saved[i].tensor.node = NULL;
+  return g->status;
+}
+
+static void release_saved(rsi_node *n) {
+  for (int i = 0; i < n->nsaved; i++) {
+    if (!n->saved[i].present) continue;
+    n->saved[i].present = 0;
+    rsi_storage_release(n->saved[i].tensor.storage);
+  }
+  n->flags |= RSI_N_RELEASED;
+}
+
+static rs_status finish_node(rsi_grad *g, rsi_node *n) {
+  for (int j = 0; j < n->nout; j++) {
+    rs_tensor *const t = n->grad[j];
+    if (!t) continue;
+    if (g->targets) RSI_TRY(capture(g, n, j, t));
+    else if (n->flags & RSI_N_KEEP) {
+      if (n->kept[j]) RSI_TRY(add_into(g->ctx, &n->kept[j], t, false));
+      else n->kept[j] = rs_tensor_retain(t);
+    }
+  }
+  return RS_OK;
+}
+
+static rs_status walk(rsi_grad *g, rs_tensor *root, rs_tensor *grad, bool retain) {
+  rsi_node *const first = root->node;
+  if (first->flags & RSI_N_LEAF) return deliver(g, first, root->out_index, grad);
+  rsi_node *const ordered = order_nodes(rsi_node_retain(first));
+  rs_status status = deliver(g, first, root->out_index, grad);
+  for (rsi_node *n = ordered; n; n = n->next) {
+    bool reached = false;
+    for (int j = 0; j < n->nout; j++) reached |= n->grad[j] != NULL;
+    if (status == RS_OK && reached) {
+      g->node = n;
+      status = finish_node(g, n);
+      if (status == RS_OK) status = run_rule(g);
+      if (status == RS_OK && !retain) release_saved(n);
+    }
+    for (int j = 0; j < n->nout; j++) {
+      rs_tensor_release(n->grad[j]);
+      n->grad[j] = NULL;
+    }
+  }
+  rsi_node_release(first);
+  return status;
+}
+
+static rs_status seed(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, rs_tensor **out) {
+  if (grad) {
+    RSI_CHECK(rsi_same_shape(root, grad), RS_ERR_SHAPE, "backward: the gradient has shape %s but the tensor %s", rsi_text(grad),
+              rsi_text(root));
+    RSI_CHECK(grad->dtype == root->dtype, RS_ERR_DTYPE, "backward: the gradient has dtype %s but the tensor %s",
+              rs_dtype_name(grad->dtype), rs_dtype_name(root->dtype));
+    return rsi_tensor_share(grad, out);
+  }
+  RSI_CHECK(root->numel == 1, RS_ERR_SHAPE,
+            "backward: a tensor of shape %s needs a gradient to start from; only one with a single element starts from 1 "
+            "(sum or mean it first)",
+            rsi_text(root));
+  rsi_grad g = {.ctx = ctx};
+  rsi_desc desc;
+  rsi_desc_of(root, &desc);
+  *out = rsi_b_full(&g, &desc, 1.0);
+  return g.status;
+}
+
+static rs_status differentiate(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, int flags, target *targets, int n) {
+  RSI_CHECK(root->node, RS_ERR_GRAD,
+            "backward: this tensor does not depend on anything that requires a gradient (set requires_grad on a leaf, and do "
+            "not compute it under no_grad)");
+  rsi_grad g = {.ctx = ctx, .create_graph = (flags & RS_CREATE_GRAPH) != 0, .targets = targets, .ntargets = n};
+  rs_tensor *start = NULL;
+  const int former = rs_set_grad_enabled(ctx, 0);
+  rs_status status = seed(ctx, root, grad, &start);
+  rs_set_grad_enabled(ctx, g.create_graph);
+  if (status == RS_OK) status = walk(&g, root, start, (flags & (RS_RETAIN_GRAPH | RS_CREATE_GRAPH)) != 0);
+  rs_tensor_release(start);
+  rs_set_grad_enabled(ctx, former);
+  return status;
+}
+
+rs_status rs_backward(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, int flags) {
+  return differentiate(ctx, root, grad, flags, NULL, 0);
+}
+
+rs_status rs_grad(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, rs_tensor *const *inputs, int n, int flags, rs_tensor **out) {
+  void *block;
+  if (n <= 0) return rsi_fail(RS_ERR_ARG, "grad: no inputs were given");
+  const size_t bytes = sizeof(target) * (size_t)n;
+  RSI_TRY(rsi_alloc(ctx->x.heap, bytes, &block));
+  target *const targets = block;
+  rs_status status = RS_OK;
+  for (int i = 0; i < n; i++) {
+    out[i] = NULL;
+    targets[i] = (target){inputs[i]->node, inputs[i]->out_index, NULL};
+    if (!inputs[i]->node && status == RS_OK)
+      status = rsi_fail(RS_ERR_GRAD, "grad: input %d requires no gradient", i + ctx->x.base);
+  }
+  if (status == RS_OK) status = differentiate(ctx, root, grad, flags, targets, n);
+  for (int i = 0; i < n && status == RS_OK; i++)
+    if (!targets[i].grad && !(flags & RS_ALLOW_UNUSED))
+      status = rsi_fail(RS_ERR_GRAD, "grad: the result does not depend on input %d (allow_unused returns nothing for it)",
+                        i + ctx->x.base);
+  for (int i = 0; i < n; i++) {
+    if (status == RS_OK) out[i] = targets[i].grad;
+    else rs_tensor_release(targets[i].grad);
+  }
+  rsi_free(ctx->x.heap, block, bytes);
+  return status;
+}

@@ -1,0 +1,410 @@
+/*
+** The way of every op: arguments are checked and brought to a common form (dtype, contiguity), shapes inferred, results
+** allocated, the first kernel that accepts is run, the call is recorded on the tape and in a recording under way.
+** Casts and copies are ops of their own and go the same way, so gradients and recordings see them.
+*/
+#include "ctx.h"
+#include "autograd/autograd.h"
+#include "program/program.h"
+#include <string.h>
+
+enum { FEW_INPUTS = 16 };
+
+const rs_op *const rsi_ops[RSI_OPS] = {
+#define RS_OP(name) &rsi_op_##name,
+#include "ops/ops.def"
+#undef RS_OP
+};
+
+int rsi_base(const rsi_call *c) { return c->x->base; }
+
+/* ---- inputs ---------------------------------------------------------------------------------------------------------- */
+
+/* The dtype that several inputs meet in: floats beat integers, wider beats narrower, bf16 with f16 gives f32. */
+static int promote(int a, int b) {
+  static const uint8_t rank[RS_DTYPES] = {[RS_BOOL] = 0, [RS_U8] = 1, [RS_I32] = 2, [RS_I64] = 3, [RS_F16] = 4, [RS_BF16] = 4,
+                                          [RS_F32] = 5, [RS_F64] = 6};
+  if (a == b) return a;
+  if (rank[a] == rank[b]) return RS_F32;
+  return rank[a] > rank[b] ? a : b;
+}
+
+typedef struct inputs {
+  rs_tensor *t[FEW_INPUTS], **in;    /* in: t, or a block of the heap for many */
+  rs_tensor *made[FEW_INPUTS];       /* casts and copies to release */
+  int        nin, nmade;
+  size_t     block;
+} inputs;
+
+static rs_status replace(rs_ctx *ctx, inputs *a, int i, int op, const void *attrs) {
+  rs_tensor *out;
+  RSI_CHECK(a->nmade < FEW_INPUTS, RS_ERR_UNSUPPORTED, "more than %d inputs have to be cast or copied", FEW_INPUTS);
+  RSI_TRY(rsi_run(ctx, op, &a->in[i], 1, attrs, &out));
+  a->made[a->nmade++] = a->in[i] = out;
+  return RS_OK;
+}
+
+static rs_status cast_input(rs_ctx *ctx, inputs *a, int i, int dtype) {
+  const struct { int64_t dtype; } attrs = {dtype};
+  return a->in[i]->dtype == dtype ? RS_OK : replace(ctx, a, i, RS_OP_cast, &attrs);
+}
+
+static void inputs_release(rs_ctx *ctx, inputs *a) {
+  for (int i = 0; i < a->nmade; i++) rs_tensor_release(a->made[i]);
+  if (a->in != a->t) rsi_free(ctx->x.heap, a->in, a->block);
+}
+
+static rs_status check_count(const rs_op *op, rs_tensor *const *in, int nin) {
+  RSI_CHECK(nin >= op->nin_min && (nin <= op->nin_max || op->nin_max == RSI_VARIADIC), RS_ERR_ARG,
+            "%d inputs were given, but it takes %s%d", nin, op->nin_max == op->nin_min ? "" : "at least ", op->nin_min);
+  for (int i = 0; i < op->nin_min; i++)
+    RSI_CHECK(in[i] || op->nin_max == RSI_VARIADIC, RS_ERR_ARG, "input %d (of %s) is missing", i + 1, op->inputs);
+  return RS_OK;
+}
+
+static rs_status inputs_take(rs_ctx *ctx, const rs_op *op, rs_tensor *const *in, int nin, inputs *a) {
+  a->nmade = 0;
+  a->nin = op->nin_max == RSI_VARIADIC ? nin : op->nin_max;
+  a->in = a->t;
+  if (rsi_unlikely(a->nin > FEW_INPUTS)) {
+    void *block;
+    a->block = sizeof(rs_tensor *) * (size_t)a->nin;
+    RSI_TRY(rsi_alloc(ctx->x.heap, a->block, &block));
+    a->in = block;
+  }
+  for (int i = 0; i < nin; i++) a->in[i] = in[i];
+  for (int i = nin; i < a->nin; i++) a->in[i] = NULL;
+  return RS_OK;
+}
+
+static rs_tensor *lead(const inputs *a) {
+  for (int i = 0; i < a->nin; i++)
+    if (a->in[i]) return a->in[i];
+  return NULL;
+}
+
+/* Casts to the common dtype; in place the first input's dtype stands and must be able to hold the others. */
+static rs_status unify_dtypes(rs_ctx *ctx, inputs *a, bool inplace) {
+  int common = -1;
+  for (int i = 0; i < a->nin; i++)
+    if (a->in[i]) common = common < 0 ? a->in[i]->dtype : promote(common, a->in[i]->dtype);
+  if (inplace) {
+    RSI_CHECK(rsi_is_float(a->in[0]->dtype) || common == a->in[0]->dtype, RS_ERR_DTYPE,
+              "the result would be %s, which cannot be stored in place in a %s tensor", rs_dtype_name(common),
+              rs_dtype_name(a->in[0]->dtype));
+    common = a->in[0]->dtype;
+  }
+  for (int i = 0; i < a->nin; i++)
+    if (a->in[i]) RSI_TRY(cast_input(ctx, a, i, common));
+  return RS_OK;
+}
+
+static bool mixed_dtypes(const inputs *a) {
+  int first = -1;
+  for (int i = 0; i < a->nin; i++) {
+    if (!a->in[i]) continue;
+    if (first >= 0 && a->in[i]->dtype != first) return true;
+    first = a->in[i]->dtype;
+  }
+  return false;
+}
+
+/* ---- bf16 and f16: computed in f32 ------------------------------------------------------------------------------------- */
+
+static int half_of(const rs_op *op, const inputs *a) {
+  if (op->traits & RSI_T_HALF) return -1;
+  for (int i = 0; i < a->nin; i++)
+    if (a->in[i] && rsi_is_half(a->in[i]->dtype)) return a->in[i]->dtype;
+  return -1;
+}
+
+static rs_status dispatch(rs_ctx *ctx, const rs_op *op, inputs *a, const void *attrs, rs_tensor **out, bool inplace);
+
+static rs_status cast_outputs(rs_ctx *ctx, const rs_op *op, int half, rs_tensor **out) {
+  const struct { int64_t dtype; } attrs = {half};
+  rs_status status = RS_OK;
+  for (int j = 0; j < op->nout; j++) {
+    rs_tensor *const wide = out[j], *narrow;
+    if (status != RS_OK || wide->dtype != RS_F32) continue;
+    status = rsi_run(ctx, RS_OP_cast, &wide, 1, &attrs, &narrow);
+    if (status != RS_OK) continue;
+    out[j] = narrow;
+    rs_tensor_release(wide);
+  }
+  if (status != RS_OK)
+    for (int j = 0; j < op->nout; j++) rs_tensor_release(out[j]);
+  return status;
+}
+
+static rs_status run_in_f32(rs_ctx *ctx, const rs_op *op, int half, inputs *a, const void *attrs, rs_tensor **out, bool inplace) {
+  rs_tensor *const target = a->in[0];
+  rs_tensor *result[RS_MAX_OUTPUTS] = {NULL};
+  for (int i = 0; i < a->nin; i++) {
+    if (!a->in[i] || !rsi_is_half(a->in[i]->dtype)) continue;
+    const rsi_call c = {.op = op, .x = &ctx->x, .ctx = ctx, .nin = a->nin, .in = a->in, .attrs = (void *)(uintptr_t)attrs};
+    RSI_CHECK(!op->writes || !op->writes(&c, i), RS_ERR_DTYPE,
+              "input %d is written in place and must not be %s; keep it in f32", i + 1, rs_dtype_name(half));
+    RSI_TRY(cast_input(ctx, a, i, RS_F32));
+  }
+  RSI_TRY(dispatch(ctx, op, a, attrs, result, false));
+  if (!inplace) {
+    RSI_TRY(cast_outputs(ctx, op, half, result));
+    for (int j = 0; j < op->nout; j++) out[j] = result[j];
+    return RS_OK;
+  }
+  rs_tensor *const pair[2] = {target, result[0]};
+  const rs_status status = rs_call_inplace(ctx, RS_OP_assign, pair, 2, NULL);
+  for (int j = 0; j < op->nout; j++) rs_tensor_release(result[j]);
+  return status;
+}
+
+/* ---- running --------------------------------------------------------------------------------------------------------- */
+
+static const rsi_kernel *choose(const rs_ctx *ctx, const rsi_call *c, int dtype) {
+  for (const rsi_kernel *k = c->op->kernels; k->name; k++)
+    if ((k->dtypes >> dtype & 1u) && rsi_backend_allowed(ctx, k->backend) && (!k->accepts || k->accepts(c))) return k;
+  return NULL;
+}
+
+static rs_status run_kernel(rs_ctx *ctx, rsi_call *c, const rsi_kernel *k, size_t *scratch) {
+  *scratch = k->scratch ? k->scratch(c) : 0;
+  ctx->last_kernel = k->name;
+  if (rsi_likely(*scratch == 0)) return k->run(c);
+  RSI_TRY(rsi_alloc(ctx->x.heap, *scratch, &c->scratch));
+  const rs_status status = k->run(c);
+  rsi_free(ctx->x.heap, c->scratch, *scratch);
+  c->scratch = NULL;
+  return status;
+}
+
+static rs_status make_view(rs_ctx *ctx, rsi_call *c, inputs *a) {
+  int64_t offset = 0, strides[RS_MAX_DIMS];
+  rs_status status = c->op->view(c, &offset, strides);
+  if (status == RS_ERR_STATE) {
+    RSI_TRY(replace(ctx, a, 0, RS_OP_copy, NULL));
+    status = c->op->view(c, &offset, strides);
+  }
+  RSI_TRY(status);
+  return rsi_tensor_view(a->in[0], offset, c->desc[0].ndim, c->desc[0].shape, strides, &c->out[0]);
+}
+
+/* An expanded tensor shows one element at several places: writing through it would be a lie. */
+static bool overlaps_itself(const rs_tensor *t) {
+  for (int i = 0; i < t->ndim; i++)
+    if (t->strides[i] == 0 && t->shape[i] > 1) return true;
+  return false;
+}
+
+static bool same_sizes(int n, const int64_t *a, const int64_t *b) {
+  for (int i = 0; i < n; i++)
+    if (a[i] != b[i]) return false;
+  return true;
+}
+
+static rs_status check_inplace(const rs_ctx *ctx, const rsi_call *c, bool recorded) {
+  const rs_tensor *const t = c->in[0];
+  RSI_CHECK(c->op->traits & RSI_T_ELEMENTWISE, RS_ERR_UNSUPPORTED, "it has no in-place form");
+  RSI_CHECK(c->desc[0].ndim == t->ndim && same_sizes(t->ndim, c->desc[0].shape, t->shape), RS_ERR_SHAPE,
+            "the result has shape %s, which cannot be stored in place in a tensor of shape %s",
+            rsi_shape_text(c->desc[0].ndim, c->desc[0].shape), rsi_text(t));
+  RSI_CHECK(c->desc[0].dtype == t->dtype, RS_ERR_DTYPE, "the result is %s, which cannot be stored in place in a %s tensor",
+            rs_dtype_name(c->desc[0].dtype), rs_dtype_name(t->dtype));
+  RSI_CHECK(!overlaps_itself(t), RS_ERR_STATE, "an expanded tensor cannot be written in place; clone it first");
+  if (!ctx->grad_enabled) return RS_OK;
+  RSI_CHECK(!t->node || !rsi_node_is_leaf(t->node), RS_ERR_GRAD,
+            "a leaf that requires a gradient cannot be changed in place; do it under no_grad, or use the out-of-place form");
+  if (!recorded) return RS_OK;
+  RSI_CHECK(!(t->flags & RSI_VIEW), RS_ERR_GRAD,
+            "a view cannot be changed in place while gradients are recorded; clone it, or do it under no_grad");
+  RSI_CHECK(!(rsi_saved_mask(c->op, c->in, c->nin) & RSI_KEEP_IN(0)), RS_ERR_GRAD,
+            "its gradient needs the value that it would overwrite; use the out-of-place form");
+  return RS_OK;
+}
+
+/* A kernel may read an in-place operand only at the element it writes: any other overlap gets a copy. */
+static rs_status separate_overlap(rs_ctx *ctx, inputs *a) {
+  for (int i = 1; i < a->nin; i++) {
+    rs_tensor *const t = a->in[i];
+    if (!t || t->storage != a->in[0]->storage) continue;
+    const bool same = t->data == a->in[0]->data && rsi_same_shape(t, a->in[0]) &&
+                      same_sizes(t->ndim, t->strides, a->in[0]->strides);
+    if (!same) RSI_TRY(replace(ctx, a, i, RS_OP_copy, NULL));
+  }
+  return RS_OK;
+}
+
+static bool wants_grad(const rs_ctx *ctx, const rs_op *op, const inputs *a) {
+  if (!ctx->grad_enabled || (op->traits & RSI_T_NONDIFF)) return false;
+  for (int i = 0; i < a->nin; i++)
+    if (a->in[i] && a->in[i]->node) return true;
+  return false;
+}
+
+/* A view with a gradient shows its base as it was when the view was taken; a later write to the base is not on its tape. */
+static rs_status check_stale_views(const inputs *a) {
+  for (int i = 0; i < a->nin; i++) {
+    const rs_tensor *const t = a->in[i];
+    if (!t || !t->node || !(t->flags & RSI_VIEW)) continue;
+    RSI_CHECK(rsi_node_is_leaf(t->node) || t->view_version == t->storage->version, RS_ERR_VERSION,
+              "input %d is a view whose base was overwritten in place by %s after the view was taken; take the view again", i + 1,
+              rsi_last_writer(t->storage));
+  }
+  return RS_OK;
+}
+
+/* Written inputs change under their own header: they must not be copies made on the way. */
+static rs_status mark_writes(rs_ctx *ctx, const rsi_call *c) {
+  for (int i = 0; i < c->nin; i++) {
+    if (!c->in[i] || !c->op->writes(c, i)) continue;
+    RSI_CHECK(!(ctx->grad_enabled && c->in[i]->node && !(c->op->traits & RSI_T_NONDIFF)), RS_ERR_GRAD,
+              "input %d is written in place and must not require a gradient", i + 1);
+    rsi_wrote(c->in[i], c->op->name);
+  }
+  return RS_OK;
+}
+
+static rs_status make_contiguous(rs_ctx *ctx, const rs_op *op, inputs *a, const rsi_call *c) {
+  if (op->traits & (RSI_T_ELEMENTWISE | RSI_T_VIEW | RSI_T_STRIDED)) return RS_OK;
+  for (int i = 0; i < a->nin; i++) {
+    if (!a->in[i] || rsi_is_contiguous(a->in[i])) continue;
+    RSI_CHECK(!op->writes || !op->writes(c, i), RS_ERR_STATE, "input %d is written in place and must be contiguous", i + 1);
+    RSI_TRY(replace(ctx, a, i, RS_OP_copy, NULL));
+  }
+  return RS_OK;
+}
+
+static void default_attrs(const rs_op *op, void *attrs) {
+  memset(attrs, 0, (size_t)op->attrs_size);
+  for (int i = 0; i < op->nattrs; i++) {
+    const rsi_attr *const at = &op->attrs[i];
+    char *const field = (char *)attrs + at->offset;
+    if (at->kind == RS_ATTR_FLOAT) *(double *)(void *)field = at->def;
+    else if (at->kind != RS_ATTR_DIMS && at->kind != RS_ATTR_SHAPE && at->kind != RS_ATTR_INTS)
+      *(int64_t *)(void *)field = (int64_t)at->def;
+  }
+}
+
+static rs_status check_attrs(const rs_op *op, const void *attrs) {
+  for (int i = 0; i < op->nattrs; i++) {
+    const rsi_attr *const at = &op->attrs[i];
+    const char *const field = (const char *)attrs + at->offset;
+    if (at->kind == RS_ATTR_FLOAT) {
+      const double v = *(const double *)(const void *)field;
+      RSI_CHECK(!(v < at->min || v > at->max), RS_ERR_ARG, "%s is %g, but must lie in [%g, %g]", at->name, v, at->min, at->max);
+    } else if (at->kind == RS_ATTR_DIMS || at->kind == RS_ATTR_SHAPE || at->kind == RS_ATTR_INTS) {
+      const rs_list *const list = (const rs_list *)(const void *)field;
+      RSI_CHECK(list->n >= 0 && list->n <= RS_MAX_DIMS, RS_ERR_ARG, "%s has %lld values, at most %d are possible", at->name,
+                (long long)list->n, RS_MAX_DIMS);
+    } else if (at->kind == RS_ATTR_INT || at->kind == RS_ATTR_ENUM || at->kind == RS_ATTR_DTYPE) {
+      const int64_t v = *(const int64_t *)(const void *)field;
+      RSI_CHECK((double)v >= at->min && (double)v <= at->max, RS_ERR_ARG, "%s is %lld, but must lie in [%.0f, %.0f]", at->name,
+                (long long)v, at->min, at->max);
+    }
+  }
+  return RS_OK;
+}
+
+static void release_outputs(const rs_op *op, rs_tensor **out, bool inplace) {
+  for (int j = 0; j < op->nout && !inplace; j++) {
+    rs_tensor_release(out[j]);
+    out[j] = NULL;
+  }
+}
+
+/* Allocates the results, runs a kernel or makes a view, and records. On failure the results are gone. */
+static rs_status execute(rs_ctx *ctx, rsi_call *c, inputs *a, bool inplace, bool recorded) {
+  const rs_op *const op = c->op;
+  const rsi_kernel *kernel = NULL;
+  size_t scratch = 0;
+  if (op->traits & RSI_T_VIEW) RSI_TRY(make_view(ctx, c, a));
+  else {
+    const rs_tensor *const first = lead(a);
+    kernel = choose(ctx, c, first ? first->dtype : c->desc[0].dtype);
+    RSI_CHECK(kernel, RS_ERR_DTYPE, "%s is not supported%s", rs_dtype_name(first ? first->dtype : c->desc[0].dtype),
+              ctx->backends == ~0u ? "" : " by the backends that are allowed");
+    for (int j = 0; j < op->nout && !inplace; j++) RSI_TRY(rsi_tensor_new(ctx->x.heap, &c->desc[j], &c->out[j]));
+    if (inplace) c->out[0] = c->in[0];
+    RSI_TRY(run_kernel(ctx, c, kernel, &scratch));
+    if (inplace) rsi_wrote(c->in[0], op->name);
+    if (op->writes) RSI_TRY(mark_writes(ctx, c));
+  }
+  if (rsi_unlikely(ctx->trace != NULL)) RSI_TRY(rsi_trace_append(ctx, c, kernel, scratch, inplace));
+  return recorded ? rsi_record(c, inplace) : RS_OK;
+}
+
+static rs_status dispatch(rs_ctx *ctx, const rs_op *op, inputs *a, const void *attrs, rs_tensor **out, bool inplace) {
+  _Alignas(16) char attr_copy[RSI_MAX_ATTR_BYTES];
+  const rs_tensor *const first = lead(a);
+  if (first) {
+    if (rsi_unlikely(mixed_dtypes(a)) && (op->traits & RSI_T_PROMOTE)) RSI_TRY(unify_dtypes(ctx, a, inplace));
+    const int half = half_of(op, a);
+    if (rsi_unlikely(half >= 0)) return run_in_f32(ctx, op, half, a, attrs, out, inplace);
+    RSI_CHECK(op->dtypes >> lead(a)->dtype & 1u, RS_ERR_DTYPE, "a %s tensor of shape %s is not accepted; cast it first (t:to(\"f32\"))",
+              rs_dtype_name(lead(a)->dtype), rsi_text(lead(a)));
+  }
+  rsi_call c;
+  c.op = op;
+  c.x = &ctx->x;
+  c.ctx = ctx;
+  c.nin = a->nin;
+  c.nout = op->nout;
+  c.in = a->in;
+  c.out = out;
+  c.attrs = attr_copy;
+  c.scratch = NULL;
+  if (op->attrs_size) {
+    if (attrs) {
+      memcpy(attr_copy, attrs, (size_t)op->attrs_size);
+      RSI_TRY(check_attrs(op, attr_copy));
+    } else default_attrs(op, attr_copy);
+  }
+  RSI_TRY(make_contiguous(ctx, op, a, &c));
+  if (op->infer) RSI_TRY(op->infer(&c));
+  const bool recorded = wants_grad(ctx, op, a);
+  if (recorded) RSI_TRY(check_stale_views(a));
+  if (inplace) {
+    RSI_TRY(check_inplace(ctx, &c, recorded));
+    RSI_TRY(separate_overlap(ctx, a));
+  }
+  const rs_status status = execute(ctx, &c, a, inplace, recorded);
+  if (rsi_unlikely(status != RS_OK)) release_outputs(op, out, inplace);
+  return status;
+}
+
+static rs_status call(rs_ctx *ctx, int number, rs_tensor *const *in, int nin, const void *attrs, rs_tensor **out, bool inplace) {
+  RSI_CHECK(number >= 0 && number < RSI_OPS, RS_ERR_ARG, "there is no op number %d", number);
+  const rs_op *const op = rsi_ops[number];
+  inputs a;
+  for (int j = 0; j < op->nout; j++) out[j] = NULL;
+  rs_status status = check_count(op, in, nin);
+  if (rsi_likely(status == RS_OK)) {
+    status = inputs_take(ctx, op, in, nin, &a);
+    if (rsi_likely(status == RS_OK)) {
+      status = dispatch(ctx, op, &a, attrs, out, inplace);
+      if (rsi_unlikely(a.nmade || a.in != a.t)) inputs_release(ctx, &a);
+    }
+  }
+  return rsi_likely(status == RS_OK) ? RS_OK : rsi_fail_prefix(status, op->name);
+}
+
+rs_status rsi_run(rs_ctx *ctx, int op, rs_tensor *const *in, int nin, const void *attrs, rs_tensor **out) {
+  return call(ctx, op, in, nin, attrs, out, false);
+}
+
+rs_status rs_call(rs_ctx *ctx, int op, rs_tensor *const *in, int nin, const void *attrs, rs_tensor **out) {
+  return call(ctx, op, in, nin, attrs, out, false);
+}
+
+rs_status rs_call_inplace(rs_ctx *ctx, int op, rs_tensor *const *in, int nin, const void *attrs) {
+  rs_tensor *out[RS_MAX_OUTPUTS];
+  RSI_CHECK(nin > 0 && in[0], RS_ERR_ARG, "an in-place op needs a tensor to write to");
+  return call(ctx, op, in, nin, attrs, out, true);
+}
+
+rs_status rsi_dim(rs_ctx *ctx, int64_t dim, int ndim, int64_t *out) {
+  const int base = ctx ? ctx->x.base : 0;
+  RSI_CHECK(dim >= -ndim && dim < ndim, RS_ERR_INDEX, "dimension %lld does not exist: the tensor has %d (%d to %d, or -1 for the last)",
+            (long long)(dim < 0 ? dim : dim + base), ndim, base, ndim - 1 + base);
+  *out = dim < 0 ? dim + ndim : dim;
+  return RS_OK;
+}

@@ -1,0 +1,174 @@
+/*
+** Recording. The dispatcher reports each call; here its tensors become numbered values and the call an instruction. A value is
+** an argument, a binding (a tensor that existed before: a parameter), a temporary, or a view of another value.
+*/
+#include "program/internal.h"
+#include <string.h>
+
+enum { FIRST_CAPACITY = 64 };
+
+/* Grows an array of the heap to hold one more element. */
+static rs_status grow(rsi_heap *heap, void **array, int count, int *capacity, size_t item) {
+  void *bigger;
+  if (count < *capacity) return RS_OK;
+  const int wanted = *capacity ? 2 * *capacity : FIRST_CAPACITY;
+  RSI_TRY(rsi_alloc(heap, item * (size_t)wanted, &bigger));
+  if (*array) {
+    memcpy(bigger, *array, item * (size_t)count);
+    rsi_free(heap, *array, item * (size_t)*capacity);
+  }
+  *array = bigger;
+  *capacity = wanted;
+  return RS_OK;
+}
+
+static rs_status new_value(rsi_trace *t, rs_tensor *tensor, int kind, int *id) {
+  rs_program *const p = t->program;
+  RSI_TRY(grow(p->heap, (void **)&p->values, p->nvalues, &p->values_capacity, sizeof(rsi_value)));
+  rsi_value *const v = &p->values[p->nvalues];
+  memset(v, 0, sizeof *v);
+  v->kind = (uint8_t)kind;
+  v->base = p->nvalues;
+  rsi_desc_of(tensor, &v->desc);
+  memcpy(v->strides, tensor->strides, sizeof v->strides);
+  tensor->trace_id = (uint32_t)p->nvalues;
+  tensor->trace_serial = t->serial;
+  *id = p->nvalues++;
+  return RS_OK;
+}
+
+/* The number of a tensor that is read; one that the recording has not met is bound as it is. */
+static rs_status value_of(rsi_trace *t, rs_tensor *tensor, int *id) {
+  if (!tensor) {
+    *id = -1;
+    return RS_OK;
+  }
+  if (tensor->trace_serial == t->serial) {
+    *id = (int)tensor->trace_id;
+    return RS_OK;
+  }
+  RSI_TRY(new_value(t, tensor, RSI_V_BOUND, id));
+  return rsi_tensor_share(tensor, &t->program->values[*id].bound);
+}
+
+static rs_status add_ids(rsi_trace *t, const rsi_call *c, rsi_instr *instr, const rsi_kernel *kernel, bool inplace) {
+  rs_program *const p = t->program;
+  void *block;
+  instr->ids_bytes = sizeof(int) * (size_t)(c->nin + c->nout);
+  RSI_TRY(rsi_alloc(p->heap, instr->ids_bytes + (instr->ids_bytes == 0), &block));
+  instr->ids = block;
+  for (int i = 0; i < c->nin + c->nout; i++) instr->ids[i] = -1;
+  for (int i = 0; i < c->nin; i++) RSI_TRY(value_of(t, c->in[i], &instr->ids[i]));
+  for (int j = 0; j < c->nout; j++) {
+    int *const id = &instr->ids[c->nin + j];
+    if (inplace) {
+      *id = instr->ids[0];
+      continue;
+    }
+    RSI_TRY(new_value(t, c->out[j], kernel ? RSI_V_TEMP : RSI_V_VIEW, id));
+    if (kernel) continue;
+    rsi_value *const v = &p->values[*id];
+    const rsi_value *const of = &p->values[instr->ids[0]];
+    v->base = of->base;
+    v->offset = of->offset + ((char *)c->out[j]->data - (char *)c->in[0]->data);
+  }
+  return RS_OK;
+}
+
+rs_status rsi_trace_append(rs_ctx *ctx, const rsi_call *c, const rsi_kernel *kernel, size_t scratch, bool inplace) {
+  rsi_trace *const t = ctx->trace;
+  rs_program *const p = t->program;
+  RSI_TRY(grow(p->heap, (void **)&p->instrs, p->ninstrs, &p->instrs_capacity, sizeof(rsi_instr)));
+  rsi_instr *const instr = &p->instrs[p->ninstrs++];   /* counted at once, so that a failure below is cleaned up with it */
+  memset(instr, 0, sizeof *instr);
+  instr->op = c->op;
+  instr->kernel = kernel;
+  instr->nin = c->nin;
+  instr->nout = c->nout;
+  instr->scratch = scratch;
+  instr->inplace = inplace;
+  if (scratch > p->scratch) p->scratch = scratch;
+  if (c->op->attrs_size) {
+    RSI_TRY(rsi_alloc(p->heap, (size_t)c->op->attrs_size, &instr->attrs));
+    memcpy(instr->attrs, c->attrs, (size_t)c->op->attrs_size);
+  }
+  memcpy(instr->desc, c->desc, sizeof instr->desc);
+  return add_ids(t, c, instr, kernel, inplace);
+}
+
+/* ---- begin and end --------------------------------------------------------------------------------------------------- */
+
+static rs_status trace_new(rs_ctx *ctx, rsi_trace **out) {
+  static _Atomic uint64_t serials;
+  void *block;
+  RSI_TRY(rsi_alloc(ctx->x.heap, sizeof(rsi_trace), &block));
+  rsi_trace *const t = block;
+  const rs_status status = rsi_alloc(ctx->x.heap, sizeof(rs_program), &block);
+  if (status != RS_OK) {
+    rsi_free(ctx->x.heap, t, sizeof *t);
+    return status;
+  }
+  t->program = block;
+  memset(t->program, 0, sizeof(rs_program));
+  atomic_init(&t->program->refs, 1);
+  t->program->heap = ctx->x.heap;
+  rsi_ctx_retain(ctx);
+  t->program->ctx = ctx;
+  t->serial = atomic_fetch_add_explicit(&serials, 1, memory_order_relaxed) + 1;
+  *out = t;
+  return RS_OK;
+}
+
+rs_status rs_trace_begin(rs_ctx *ctx, rs_tensor *const *inputs, int n) {
+  RSI_CHECK(!ctx->trace, RS_ERR_STATE, "compile: a recording is under way already");
+  rsi_trace *t;
+  RSI_TRY(trace_new(ctx, &t));
+  ctx->trace = t;
+  t->program->ninputs = n;
+  for (int i = 0; i < n; i++) {
+    int id;
+    rs_status status = RS_OK;
+    if (!rsi_is_contiguous(inputs[i])) status = rsi_fail(RS_ERR_STATE, "compile: input %d must be contiguous", i + ctx->x.base);
+    else if (inputs[i]->trace_serial == t->serial)
+      status = rsi_fail(RS_ERR_ARG, "compile: input %d is the same tensor as an earlier one", i + ctx->x.base);
+    else status = new_value(t, inputs[i], RSI_V_ARG, &id);
+    if (status != RS_OK) {
+      rs_trace_abort(ctx);
+      return status;
+    }
+  }
+  return RS_OK;
+}
+
+void rs_trace_abort(rs_ctx *ctx) {
+  rsi_trace *const t = ctx->trace;
+  if (!t) return;
+  ctx->trace = NULL;
+  rsi_heap *const heap = t->program->heap;
+  rs_program *const p = t->program;
+  rsi_free(heap, t, sizeof *t);
+  rs_program_release(p);
+}
+
+rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program **out) {
+  RSI_CHECK(ctx->trace, RS_ERR_STATE, "compile: no recording is under way");
+  rsi_trace *const t = ctx->trace;
+  rs_program *const p = t->program;
+  void *block;
+  rs_status status = rsi_alloc(p->heap, sizeof(int) * (size_t)(n ? n : 1), &block);
+  if (status == RS_OK) {
+    p->outputs = block;
+    p->noutputs = n;
+    for (int i = 0; i < n && status == RS_OK; i++) status = value_of(t, outputs[i], &p->outputs[i]);
+  }
+  if (status != RS_OK) {
+    rs_trace_abort(ctx);
+    return status;
+  }
+  ctx->trace = NULL;
+  rsi_free(p->heap, t, sizeof *t);
+  *out = p;
+  return RS_OK;
+}
+
+int rs_is_tracing(const rs_ctx *ctx) { return ctx->trace != NULL; }
