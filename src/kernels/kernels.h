@@ -1,0 +1,30 @@
+/*
+** Loops that are compiled once per instruction set. Each src/kernels/NAME.c is compiled three times with RSI_ISA_LEVEL set and
+** defines one constant table `RSI_ISA(rsi_k_NAME)` of function pointers, whose type is in NAME.h; table.c joins them. The loops
+** are plain C that the compiler vectorises, so baseline is also the portable form and the oracle for the others.
+*/
+#ifndef RSI_KERNELS_H
+#define RSI_KERNELS_H
+
+#include "base/base.h"
+#include "kernels/elementwise.h"
+#include "kernels/reduce.h"
+#include "kernels/gemm.h"
+#include "kernels/norm.h"
+#include "kernels/conv.h"
+#include "kernels/optim.h"
+
+typedef struct rsi_kernels {
+  rsi_isa_level             level;
+  const rsi_k_elementwise  *elementwise;
+  const rsi_k_reduce       *reduce;
+  const rsi_k_gemm         *gemm;
+  const rsi_k_norm         *norm;
+  const rsi_k_conv         *conv;
+  const rsi_k_optim        *optim;
+} rsi_kernels;
+
+/* The table of a level; falls back to the next lower one that is compiled in. */
+const rsi_kernels *rsi_kernels_of(rsi_isa_level level);
+
+#endif

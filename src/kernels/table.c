@@ -1,0 +1,21 @@
+/* Joins the loops of one instruction set. */
+#include "kernels/kernels.h"
+#include "kernels/isa.h"
+
+extern const rsi_k_elementwise RSI_ISA(rsi_k_elementwise);
+extern const rsi_k_reduce      RSI_ISA(rsi_k_reduce);
+extern const rsi_k_gemm        RSI_ISA(rsi_k_gemm);
+extern const rsi_k_norm        RSI_ISA(rsi_k_norm);
+extern const rsi_k_conv        RSI_ISA(rsi_k_conv);
+extern const rsi_k_optim       RSI_ISA(rsi_k_optim);
+extern const rsi_kernels       RSI_ISA(rsi_kernels);
+
+const rsi_kernels RSI_ISA(rsi_kernels) = {
+  .level = (rsi_isa_level)RSI_ISA_LEVEL,
+  .elementwise = &RSI_ISA(rsi_k_elementwise),
+  .reduce = &RSI_ISA(rsi_k_reduce),
+  .gemm = &RSI_ISA(rsi_k_gemm),
+  .norm = &RSI_ISA(rsi_k_norm),
+  .conv = &RSI_ISA(rsi_k_conv),
+  .optim = &RSI_ISA(rsi_k_optim),
+};
