@@ -46,6 +46,7 @@ RS_API const char *rs_version(void);                  /* "major.minor.patch" */
 RS_API const char *rs_last_error(void);               /* text of the last failure on this thread; never NULL */
 RS_API const char *rs_status_name(rs_status status);
 RS_API const char *rs_build_info(void);               /* compiler, backends and instruction sets of this library */
+RS_API double      rs_time(void);                     /* seconds of a clock that never goes back, for measuring */
 
 /* ---- context ------------------------------------------------------------------------------------------------------ */
 
@@ -128,6 +129,8 @@ RS_API double    rs_tensor_numel(const rs_tensor *t);
 RS_API double    rs_tensor_size(const rs_tensor *t, int dim);           /* -1 when there is no such dimension */
 RS_API void     *rs_tensor_data(const rs_tensor *t);  /* first element; writing does not bump the version */
 RS_API int       rs_tensor_same_storage(const rs_tensor *a, const rs_tensor *b);
+RS_API int       rs_tensor_same_shape(const rs_tensor *a, const rs_tensor *b);
+RS_API double    rs_tensor_version(const rs_tensor *t);                 /* times its storage was written in place */
 RS_API rs_status rs_tensor_item(rs_ctx *ctx, const rs_tensor *t, double *out);   /* t has one element */
 RS_API rs_status rs_tensor_read(rs_ctx *ctx, const rs_tensor *t, double *out);   /* all elements, row-major */
 RS_API rs_status rs_tensor_write(rs_ctx *ctx, rs_tensor *t, const double *values); /* all elements; bumps the version */

@@ -8,7 +8,7 @@
 #include "ctx.h"
 #include <string.h>
 
-enum { FEW_TEMPS = 48 };
+enum { FEW_TEMPS = 24 };
 
 typedef struct target { rsi_node *node; int index; rs_tensor *grad; } target;
 
@@ -20,8 +20,9 @@ struct rsi_grad {
   bool       taken;            /* a leaf took over a tensor of this rule */
   target    *targets;          /* of rs_grad; NULL: leaves accumulate */
   int        ntargets;
-  int        ntemps;
-  rs_tensor *temps[FEW_TEMPS];
+  int        ntemps, capacity;
+  rs_tensor **temps;           /* few, or a block of the heap */
+  rs_tensor *few[FEW_TEMPS];
 };
 
 /* ---- accumulation ---------------------------------------------------------------------------------------------------- */
@@ -69,11 +70,32 @@ static rs_status deliver(rsi_grad *g, rsi_node *n, int index, rs_tensor *t) {
 
 /* ---- what rules use -------------------------------------------------------------------------------------------------- */
 
+static void temps_init(rsi_grad *g) {
+  g->temps = g->few;
+  g->capacity = FEW_TEMPS;
+  g->ntemps = 0;
+}
+
+static void temps_release(rsi_grad *g) {
+  for (int i = 0; i < g->ntemps; i++) rs_tensor_release(g->temps[i]);
+  if (g->temps != g->few) rsi_free(g->ctx->x.heap, g->temps, sizeof(rs_tensor *) * (size_t)g->capacity);
+  temps_init(g);
+}
+
+/* The rule owns t until its end; a rule over many inputs (cat) makes many. */
 static rs_tensor *own(rsi_grad *g, rs_tensor *t) {
-  if (g->ntemps == FEW_TEMPS) {
-    g->status = rsi_fail(RS_ERR_STATE, "a gradient rule makes more than %d tensors", FEW_TEMPS);
-    rs_tensor_release(t);
-    return NULL;
+  if (rsi_unlikely(g->ntemps == g->capacity)) {
+    void *bigger;
+    const rs_status status = rsi_alloc(g->ctx->x.heap, 2 * sizeof(rs_tensor *) * (size_t)g->capacity, &bigger);
+    if (status != RS_OK) {
+      g->status = status;
+      rs_tensor_release(t);
+      return NULL;
+    }
+    memcpy(bigger, g->temps, sizeof(rs_tensor *) * (size_t)g->ntemps);
+    if (g->temps != g->few) rsi_free(g->ctx->x.heap, g->temps, sizeof(rs_tensor *) * (size_t)g->capacity);
+    g->temps = bigger;
+    g->capacity *= 2;
   }
   return g->temps[g->ntemps++] = t;
 }
@@ -123,6 +145,7 @@ rs_tensor *rsi_emit(rsi_grad *g, int op, const void *attrs, int nin, rs_tensor *
     rs_tensor *const t = own(g, made[j]);
     if (j < nout) outs[j] = t;
   }
+  if (g->status != RS_OK) return NULL;
   return nout > 0 ? outs[0] : NULL;
 }
 
@@ -237,11 +260,9 @@ static rs_status run_rule(rsi_grad *g) {
     s->tensor.node = !g->create_graph ? NULL : input ? n->edges[s->slot].node : n;
     s->tensor.out_index = input ? n->edges[s->slot].out_index : (uint8_t)(s->slot - 8);
   }
-  g->ntemps = 0;
   g->taken = false;
   n->op->grad(g);
-  for (int i = 0; i < g->ntemps; i++) rs_tensor_release(g->temps[i]);
-  g->ntemps = 0;
+  temps_release(g);
   for (int i = 0; i < n->nsaved; i++) n->saved[i].tensor.node = NULL;
   return g->status;
 }
@@ -291,6 +312,16 @@ static rs_status walk(rsi_grad *g, rs_tensor *root, rs_tensor *grad, bool retain
   return status;
 }
 
+static void grad_init(rsi_grad *g, rs_ctx *ctx) {
+  g->ctx = ctx;
+  g->node = NULL;
+  g->status = RS_OK;
+  g->create_graph = g->taken = false;
+  g->targets = NULL;
+  g->ntargets = 0;
+  temps_init(g);
+}
+
 static rs_status seed(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, rs_tensor **out) {
   if (grad) {
     RSI_CHECK(rsi_same_shape(root, grad), RS_ERR_SHAPE, "backward: the gradient has shape %s but the tensor %s", rsi_text(grad),
@@ -303,8 +334,9 @@ static rs_status seed(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, rs_tensor *
             "backward: a tensor of shape %s needs a gradient to start from; only one with a single element starts from 1 "
             "(sum or mean it first)",
             rsi_text(root));
-  rsi_grad g = {.ctx = ctx};
+  rsi_grad g;
   rsi_desc desc;
+  grad_init(&g, ctx);
   rsi_desc_of(root, &desc);
   *out = rsi_b_full(&g, &desc, 1.0);
   return g.status;
@@ -314,8 +346,12 @@ static rs_status differentiate(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, in
   RSI_CHECK(root->node, RS_ERR_GRAD,
             "backward: this tensor does not depend on anything that requires a gradient (set requires_grad on a leaf, and do "
             "not compute it under no_grad)");
-  rsi_grad g = {.ctx = ctx, .create_graph = (flags & RS_CREATE_GRAPH) != 0, .targets = targets, .ntargets = n};
+  rsi_grad g;
   rs_tensor *start = NULL;
+  grad_init(&g, ctx);
+  g.create_graph = (flags & RS_CREATE_GRAPH) != 0;
+  g.targets = targets;
+  g.ntargets = n;
   const int former = rs_set_grad_enabled(ctx, 0);
   rs_status status = seed(ctx, root, grad, &start);
   rs_set_grad_enabled(ctx, g.create_graph);

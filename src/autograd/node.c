@@ -133,10 +133,11 @@ rs_status rsi_record(const rsi_call *c, bool inplace) {
     save(&n->saved[at++], slot < 8 ? (slot < c->nin ? c->in[slot] : NULL) : c->out[slot - 8], slot);
   }
   if (c->op->attrs_size) memcpy(n->attrs, c->attrs, (size_t)c->op->attrs_size);
+  const int shown = c->op->nout_public ? c->op->nout_public : c->nout;
   for (int j = 0; j < c->nout; j++) {
     rs_tensor *const t = c->out[j];
     if (n->outs) rsi_desc_of(t, &n->outs[j]);
-    if (!rsi_is_float(t->dtype)) continue;
+    if (!rsi_is_float(t->dtype) || j >= shown) continue;      /* internal outputs are constants to the user */
     rsi_node *const former = t->node;
     t->node = rsi_node_retain(n);
     t->out_index = (uint8_t)j;

@@ -29,16 +29,16 @@ static int promote(int a, int b) {
   return rank[a] > rank[b] ? a : b;
 }
 
+/* An input may be replaced twice, by a cast and by a copy. */
 typedef struct inputs {
-  rs_tensor *t[FEW_INPUTS], **in;    /* in: t, or a block of the heap for many */
-  rs_tensor *made[FEW_INPUTS];       /* casts and copies to release */
+  rs_tensor **in, **made;            /* made: casts and copies to release; both in few, or in a block of the heap */
   int        nin, nmade;
   size_t     block;
+  rs_tensor *few[3 * FEW_INPUTS];
 } inputs;
 
 static rs_status replace(rs_ctx *ctx, inputs *a, int i, int op, const void *attrs) {
   rs_tensor *out;
-  RSI_CHECK(a->nmade < FEW_INPUTS, RS_ERR_UNSUPPORTED, "more than %d inputs have to be cast or copied", FEW_INPUTS);
   RSI_TRY(rsi_run(ctx, op, &a->in[i], 1, attrs, &out));
   a->made[a->nmade++] = a->in[i] = out;
   return RS_OK;
@@ -51,7 +51,7 @@ static rs_status cast_input(rs_ctx *ctx, inputs *a, int i, int dtype) {
 
 static void inputs_release(rs_ctx *ctx, inputs *a) {
   for (int i = 0; i < a->nmade; i++) rs_tensor_release(a->made[i]);
-  if (a->in != a->t) rsi_free(ctx->x.heap, a->in, a->block);
+  if (a->in != a->few) rsi_free(ctx->x.heap, a->in, a->block);
 }
 
 static rs_status check_count(const rs_op *op, rs_tensor *const *in, int nin) {
@@ -65,13 +65,14 @@ static rs_status check_count(const rs_op *op, rs_tensor *const *in, int nin) {
 static rs_status inputs_take(rs_ctx *ctx, const rs_op *op, rs_tensor *const *in, int nin, inputs *a) {
   a->nmade = 0;
   a->nin = op->nin_max == RSI_VARIADIC ? nin : op->nin_max;
-  a->in = a->t;
+  a->in = a->few;
   if (rsi_unlikely(a->nin > FEW_INPUTS)) {
     void *block;
-    a->block = sizeof(rs_tensor *) * (size_t)a->nin;
+    a->block = 3 * sizeof(rs_tensor *) * (size_t)a->nin;
     RSI_TRY(rsi_alloc(ctx->x.heap, a->block, &block));
     a->in = block;
   }
+  a->made = a->in + a->nin;
   for (int i = 0; i < nin; i++) a->in[i] = in[i];
   for (int i = nin; i < a->nin; i++) a->in[i] = NULL;
   return RS_OK;
@@ -332,13 +333,23 @@ static rs_status execute(rs_ctx *ctx, rsi_call *c, inputs *a, bool inplace, bool
   return recorded ? rsi_record(c, inplace) : RS_OK;
 }
 
+/* A private copy of the attributes, or the defaults. */
+static rs_status take_attrs(const rs_op *op, const void *attrs, void *copy) {
+  if (!attrs) {
+    default_attrs(op, copy);
+    return RS_OK;
+  }
+  memcpy(copy, attrs, (size_t)op->attrs_size);
+  return check_attrs(op, copy);
+}
+
 static rs_status dispatch(rs_ctx *ctx, const rs_op *op, inputs *a, const void *attrs, rs_tensor **out, bool inplace) {
   _Alignas(16) char attr_copy[RSI_MAX_ATTR_BYTES];
-  const rs_tensor *const first = lead(a);
-  if (first) {
+  if (op->attrs_size) RSI_TRY(take_attrs(op, attrs, attr_copy));
+  if (lead(a)) {
     if (rsi_unlikely(mixed_dtypes(a)) && (op->traits & RSI_T_PROMOTE)) RSI_TRY(unify_dtypes(ctx, a, inplace));
     const int half = half_of(op, a);
-    if (rsi_unlikely(half >= 0)) return run_in_f32(ctx, op, half, a, attrs, out, inplace);
+    if (rsi_unlikely(half >= 0)) return run_in_f32(ctx, op, half, a, attr_copy, out, inplace);
     RSI_CHECK(op->dtypes >> lead(a)->dtype & 1u, RS_ERR_DTYPE, "a %s tensor of shape %s is not accepted; cast it first (t:to(\"f32\"))",
               rs_dtype_name(lead(a)->dtype), rsi_text(lead(a)));
   }
@@ -352,12 +363,6 @@ static rs_status dispatch(rs_ctx *ctx, const rs_op *op, inputs *a, const void *a
   c.out = out;
   c.attrs = attr_copy;
   c.scratch = NULL;
-  if (op->attrs_size) {
-    if (attrs) {
-      memcpy(attr_copy, attrs, (size_t)op->attrs_size);
-      RSI_TRY(check_attrs(op, attr_copy));
-    } else default_attrs(op, attr_copy);
-  }
   RSI_TRY(make_contiguous(ctx, op, a, &c));
   if (op->infer) RSI_TRY(op->infer(&c));
   const bool recorded = wants_grad(ctx, op, a);
@@ -381,7 +386,7 @@ static rs_status call(rs_ctx *ctx, int number, rs_tensor *const *in, int nin, co
     status = inputs_take(ctx, op, in, nin, &a);
     if (rsi_likely(status == RS_OK)) {
       status = dispatch(ctx, op, &a, attrs, out, inplace);
-      if (rsi_unlikely(a.nmade || a.in != a.t)) inputs_release(ctx, &a);
+      if (rsi_unlikely(a.nmade || a.in != a.few)) inputs_release(ctx, &a);
     }
   }
   return rsi_likely(status == RS_OK) ? RS_OK : rsi_fail_prefix(status, op->name);
@@ -403,6 +408,7 @@ rs_status rs_call_inplace(rs_ctx *ctx, int op, rs_tensor *const *in, int nin, co
 
 rs_status rsi_dim(rs_ctx *ctx, int64_t dim, int ndim, int64_t *out) {
   const int base = ctx ? ctx->x.base : 0;
+  RSI_CHECK(ndim > 0, RS_ERR_INDEX, "dimension %lld does not exist: the tensor is a single number (0-d)", (long long)(dim < 0 ? dim : dim + base));
   RSI_CHECK(dim >= -ndim && dim < ndim, RS_ERR_INDEX, "dimension %lld does not exist: the tensor has %d (%d to %d, or -1 for the last)",
             (long long)(dim < 0 ? dim : dim + base), ndim, base, ndim - 1 + base);
   *out = dim < 0 ? dim + ndim : dim;

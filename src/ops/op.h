@@ -125,7 +125,7 @@ enum {                                /* traits */
 
 /*
 ** A test sample. `inputs`, separated by commas: KIND SHAPE RANGE, for example "f2x3", "f2x3@0.1:2" (floats in a range),
-** "i4@0:9" (integers, inclusive, as C counts), "b2x3" (bools), "f" (0-d), "f0x3" (empty), "-" (left out),
+** "i4@0:9" (i64, inclusive, as C counts), "j4@0:9" (i32), "b2x3" (bools), "f" (0-d), "f0x3" (empty), "-" (left out),
 ** "d2x3" (floats all distinct, away from ties). Default range of f: -1:1. attrs: a static struct or NULL for the defaults.
 */
 typedef struct rsi_sample {

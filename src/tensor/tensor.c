@@ -263,6 +263,8 @@ double rs_tensor_numel(const rs_tensor *t) { return (double)t->numel; }
 double rs_tensor_size(const rs_tensor *t, int dim) { return dim >= 0 && dim < t->ndim ? (double)t->shape[dim] : -1.0; }
 void *rs_tensor_data(const rs_tensor *t) { return t->data; }
 int rs_tensor_same_storage(const rs_tensor *a, const rs_tensor *b) { return a->storage == b->storage; }
+int rs_tensor_same_shape(const rs_tensor *a, const rs_tensor *b) { return rsi_same_shape(a, b); }
+double rs_tensor_version(const rs_tensor *t) { return t->storage->version; }
 
 void rs_tensor_info(const rs_tensor *t, rs_info *out) {
   out->data = t->data;

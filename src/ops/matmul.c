@@ -1,0 +1,379 @@
+/*
+** Matrix products: matmul and linear.
+**
+** Both come down to one plan: `batch` products [m, k] x [k, n] whose operands are read by strides, so a transposed or expanded
+** tensor needs no copy. Leading dimensions of the first operand join its rows wherever the second does not change with them;
+** then a batch against one matrix is one product. The result is contiguous.
+**
+** Work is shared out by cutting the result into blocks of rows and columns, never along k, and the cut follows from the shape
+** alone. So an element is summed in one order, whatever the number of threads.
+*/
+#include "ops/op.h"
+#include "backend/backend.h"
+#include <string.h>
+
+enum {
+  BLOCK_ROWS = 96, BLOCK_COLUMNS = 128,   /* least sides of a block (multiples of every tile) */
+  GROUPS = 16,                            /* parts of one call; each has scratch of its own */
+  BLOCK_NS = 60000                        /* work that is worth a block of its own */
+};
+
+typedef struct plan {
+  const rs_tensor *a, *b, *bias;          /* bias: [n] or NULL */
+  int64_t batch, m, n, k;
+  int64_t ars, acs, brs, bcs;             /* strides, in elements, within one product */
+  int     ndim;                           /* dimensions of the batch that are left, with the strides of both operands */
+  int64_t shape[RS_MAX_DIMS], as[RS_MAX_DIMS], bs[RS_MAX_DIMS];
+  int64_t block_m, block_n, across, items, groups;   /* blocks along n; blocks in all; what is handed to threads */
+  double  work;                           /* nanoseconds of a group, about */
+} plan;
+
+/* ---- the plan -------------------------------------------------------------------------------------------------------- */
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+static void add_batch(plan *p, int64_t size, int64_t as, int64_t bs) {
+  if (size == 1) return;
+  p->shape[p->ndim] = size;
+  p->as[p->ndim] = as;
+  p->bs[p->ndim++] = bs;
+}
+
+static void operands_of_matmul(plan *p, const rsi_call *c) {
+  const rs_tensor *const a = c->in[0], *const b = c->in[1];
+  const int na = a->ndim, nb = b->ndim, ba = na > 2 ? na - 2 : 0, bb = nb > 2 ? nb - 2 : 0, nd = ba > bb ? ba : bb;
+  p->a = a;
+  p->b = b;
+  p->k = a->shape[na - 1];
+  p->acs = a->strides[na - 1];
+  p->m = na > 1 ? a->shape[na - 2] : 1;
+  p->ars = na > 1 ? a->strides[na - 2] : 0;
+  p->n = nb > 1 ? b->shape[nb - 1] : 1;
+  p->bcs = nb > 1 ? b->strides[nb - 1] : 1;
+  p->brs = b->strides[nb > 1 ? nb - 2 : 0];
+  for (int i = 0; i < nd; i++) {
+    const int ia = i - nd + ba, ib = i - nd + bb;
+    const bool in_a = ia >= 0 && a->shape[ia] != 1, in_b = ib >= 0 && b->shape[ib] != 1;
+    add_batch(p, in_a ? a->shape[ia] : in_b ? b->shape[ib] : 1, in_a ? a->strides[ia] : 0, in_b ? b->strides[ib] : 0);
+  }
+}
+
+static void operands_of_linear(plan *p, const rsi_call *c) {
+  const rs_tensor *const x = c->in[0], *const w = c->in[1];
+  const int nx = x->ndim;
+  p->a = x;
+  p->b = w;
+  p->bias = c->in[2];
+  p->k = x->shape[nx - 1];
+  p->acs = x->strides[nx - 1];
+  p->m = nx > 1 ? x->shape[nx - 2] : 1;
+  p->ars = nx > 1 ? x->strides[nx - 2] : 0;
+  p->n = w->shape[0];
+  p->bcs = w->strides[0];
+  p->brs = w->strides[1];
+  for (int i = 0; i < nx - 2; i++) add_batch(p, x->shape[i], x->strides[i], 0);
+}
+
+/* Cuts the result into blocks, and the blocks into groups. */
+static void cut(plan *p, const rsi_call *c, int dtype) {
+  const double step = c->x->k->level == RSI_ISA_AVX512 ? 0.008 : c->x->k->level == RSI_ISA_AVX2 ? 0.016 : 0.045;
+  const double m = (double)p->m, n = (double)p->n, k = (double)p->k, wide = dtype == RS_F64 ? 2.0 : 1.0;
+  const double ns = wide * (step * m * n * k + 0.03 * (m * k + k * n + m * n));   /* arithmetic and memory */
+  const double worth = ns / BLOCK_NS;
+  int64_t down = 1, across = 1;
+  if (p->batch < GROUPS && worth >= 2.0) {
+    const int64_t most = smaller(worth < GROUPS ? (int64_t)worth : GROUPS, parts(GROUPS, p->batch));
+    across = larger(1, smaller(most, p->n / BLOCK_COLUMNS));
+    down = larger(1, smaller(most / across, p->m / BLOCK_ROWS));
+  }
+  p->block_n = across > 1 ? parts(parts(p->n, across), BLOCK_COLUMNS) * BLOCK_COLUMNS : p->n;
+  p->block_m = down > 1 ? parts(parts(p->m, down), BLOCK_ROWS) * BLOCK_ROWS : p->m;
+  p->across = parts(p->n, p->block_n);
+  p->items = p->batch * p->across * parts(p->m, p->block_m);
+  const double total = ns * (double)p->batch;
+  p->groups = total < 0.5 * BLOCK_NS ? 1 : smaller(p->items, GROUPS);
+  p->work = total / (double)p->groups;
+}
+
+/* False when the result is empty: then there is nothing to do. */
+static bool make_plan(plan *p, const rsi_call *c) {
+  p->bias = NULL;
+  p->ndim = 0;
+  p->batch = 1;
+  if (c->op == &rsi_op_linear) operands_of_linear(p, c);
+  else operands_of_matmul(p, c);
+  if (p->m == 1) p->ars = 0;
+  if (p->k == 1) p->acs = 1;
+  while (p->ndim > 0) {
+    const int last = p->ndim - 1;
+    if (p->bs[last] != 0 || (p->m != 1 && p->as[last] != p->m * p->ars)) break;
+    if (p->m == 1) p->ars = p->as[last];
+    p->m *= p->shape[last];
+    p->ndim = last;
+  }
+  for (int i = 0; i < p->ndim; i++) p->batch *= p->shape[i];
+  if (p->batch == 0 || p->m == 0 || p->n == 0) return false;
+  cut(p, c, c->in[0]->dtype);
+  return true;
+}
+
+/* ---- running it ------------------------------------------------------------------------------------------------------ */
+
+typedef struct job {
+  const plan     *p;
+  const rsi_call *c;
+  bool            blas;
+  size_t          scratch;   /* of a group */
+} job;
+
+/* The stride that BLAS calls lda; false when neither rows nor columns lie together. */
+static bool leading(int64_t rows, int64_t columns, int64_t rs, int64_t cs, bool *transposed, int64_t *ld) {
+  if ((cs == 1 || columns == 1) && (rs >= larger(columns, 1) || rows == 1)) {
+    *transposed = false;
+    *ld = rows == 1 ? larger(columns, 1) : rs;
+    return true;
+  }
+  *transposed = true;
+  *ld = columns == 1 ? larger(rows, 1) : cs;
+  return (rs == 1 || rows == 1) && (cs >= larger(rows, 1) || columns == 1);
+}
+
+/* c: [m, n] (+)= a x b for one block, by whom the job says. */
+#define MULTIPLY(name, T, ours, blas_gemm)                                                                                  \
+  static void name(const job *j, int64_t m, int64_t n, const T *a, const T *b, int beta, T *c, void *scratch) {             \
+    const plan *const p = j->p;                                                                                             \
+    bool ta, tb;                                                                                                            \
+    int64_t lda, ldb;                                                                                                       \
+    if (!j->blas || p->k == 0) {                                                                                            \
+      j->c->x->k->gemm->ours(m, n, p->k, a, p->ars, p->acs, b, p->brs, p->bcs, beta, c, p->n, scratch);                     \
+      return;                                                                                                               \
+    }                                                                                                                       \
+    leading(p->m, p->k, p->ars, p->acs, &ta, &lda);                                                                         \
+    leading(p->k, p->n, p->brs, p->bcs, &tb, &ldb);                                                                         \
+    blas_gemm(ta, tb, m, n, p->k, a, lda, b, ldb, beta, c, p->n);                                                           \
+  }                                                                                                                         \
+  static void name##_bias(const plan *p, int64_t m, int64_t n, int64_t first, T *c) {                                       \
+    const int64_t s = p->bias->strides[0];                                                                                  \
+    const T *const bias = (const T *)p->bias->data + first * s;                                                             \
+    for (int64_t i = 0; i < m; i++)                                                                                         \
+      if (s == 1) memcpy(c + i * p->n, bias, sizeof(T) * (size_t)n);                                                        \
+      else                                                                                                                  \
+        for (int64_t q = 0; q < n; q++) c[i * p->n + q] = bias[q * s];                                                      \
+  }                                                                                                                         \
+  static void name##_block(const job *j, int64_t a, int64_t b, int64_t c, int64_t m, int64_t n, int64_t first,              \
+                           void *scratch) {                                                                                 \
+    const plan *const p = j->p;                                                                                             \
+    T *const to = (T *)j->c->out[0]->data + c;                                                                              \
+    if (p->bias) name##_bias(p, m, n, first, to);                                                                           \
+    name(j, m, n, (const T *)p->a->data + a, (const T *)p->b->data + b, p->bias != NULL, to, scratch);                      \
+  }
+MULTIPLY(multiply_f32, float, sgemm, rsi_blas_sgemm)
+MULTIPLY(multiply_f64, double, dgemm, rsi_blas_dgemm)
+
+static void run_item(const job *j, int64_t item, void *scratch) {
+  const plan *const p = j->p;
+  const int64_t column = item % p->across * p->block_n, rest = item / p->across, down = parts(p->m, p->block_m);
+  const int64_t row = rest % down * p->block_m, product = rest / down;
+  int64_t a = row * p->ars, b = column * p->bcs;
+  for (int64_t i = p->ndim - 1, q = product; i >= 0; q /= p->shape[i--]) {
+    a += q % p->shape[i] * p->as[i];
+    b += q % p->shape[i] * p->bs[i];
+  }
+  const int64_t at = (product * p->m + row) * p->n + column;
+  const int64_t m = smaller(p->block_m, p->m - row), n = smaller(p->block_n, p->n - column);
+  if (p->a->dtype == RS_F32) multiply_f32_block(j, a, b, at, m, n, column, scratch);
+  else multiply_f64_block(j, a, b, at, m, n, column, scratch);
+}
+
+static void run_groups(void *arg, int64_t first, int64_t last) {
+  const job *const j = arg;
+  const plan *const p = j->p;
+  for (int64_t g = first; g < last; g++) {
+    char *const scratch = j->scratch ? (char *)j->c->scratch + (size_t)g * j->scratch : NULL;
+    for (int64_t i = p->items * g / p->groups; i < p->items * (g + 1) / p->groups; i++) run_item(j, i, scratch);
+  }
+}
+
+static size_t group_scratch(const plan *p, const rsi_call *c) {
+  return (c->x->k->gemm->scratch(p->block_m, p->block_n, p->k, rsi_item_size(p->a)) + 63) / 64 * 64;
+}
+
+static rs_status run(const rsi_call *c, bool blas) {
+  plan p;
+  if (!make_plan(&p, c)) return RS_OK;
+  job j = {&p, c, blas, blas ? 0 : group_scratch(&p, c)};
+  if (p.groups == 1) run_groups(&j, 0, 1);
+  else rsi_parallel(c->x, p.groups, p.work, run_groups, &j);
+  return RS_OK;
+}
+
+static size_t tiled_scratch(const rsi_call *c) {
+  plan p;
+  return make_plan(&p, c) ? (size_t)p.groups * group_scratch(&p, c) : 0;
+}
+
+static rs_status tiled_run(const rsi_call *c) { return run(c, false); }
+
+/*
+** On AVX2 and AVX-512 our loops were measured to be as fast as OpenBLAS or faster at every size; so it serves machines that
+** they were not written for, from the size on at which its cost per call no longer shows.
+*/
+static bool blas_accepts(const rsi_call *c) {
+  plan p;
+  bool ta, tb;
+  int64_t lda, ldb;
+  if (c->x->k->level != RSI_ISA_BASELINE || !make_plan(&p, c)) return false;
+  if ((double)p.m * (double)p.n * (double)p.k < 32768.0) return false;
+  return leading(p.m, p.k, p.ars, p.acs, &ta, &lda) && leading(p.k, p.n, p.brs, p.bcs, &tb, &ldb) &&
+         rsi_blas_fits(p.m, p.n, p.k, lda, ldb, p.n) && rsi_blas_available();
+}
+
+static rs_status blas_run(const rsi_call *c) { return run(c, true); }
+
+static const rsi_kernel kernels[] = {
+  {"openblas", RSI_BLAS, RSI_FLOATS, blas_accepts, NULL, blas_run},
+  {"tiled", RSI_PORTABLE, RSI_FLOATS, NULL, tiled_scratch, tiled_run},
+  {NULL, 0, 0, NULL, NULL, NULL}};
+
+static rs_status same_dtype(const rs_tensor *a, const rs_tensor *b, const char *what, const char *other) {
+  RSI_CHECK(a->dtype == b->dtype, RS_ERR_DTYPE, "%s is %s but %s is %s; cast one of them", what, rs_dtype_name(a->dtype), other,
+            rs_dtype_name(b->dtype));
+  return RS_OK;
+}
+
+/* ---- matmul ---------------------------------------------------------------------------------------------------------- */
+
+static rs_status matmul_infer(rsi_call *c) {
+  const rs_tensor *const a = c->in[0], *const b = c->in[1];
+  rsi_desc *const d = &c->desc[0];
+  const int na = a->ndim, nb = b->ndim;
+  RSI_CHECK(na > 0 && nb > 0, RS_ERR_SHAPE, "the inputs %s and %s must have at least one dimension; multiply by a number with mul",
+            rsi_text(a), rsi_text(b));
+  RSI_TRY(same_dtype(a, b, "the first input", "the second"));
+  const int64_t rows = b->shape[nb > 1 ? nb - 2 : 0];
+  RSI_CHECK(a->shape[na - 1] == rows, RS_ERR_SHAPE, "inputs %s and %s do not fit: the first has %lld columns, the second %lld rows",
+            rsi_text(a), rsi_text(b), (long long)a->shape[na - 1], (long long)rows);
+  const int ba = na > 2 ? na - 2 : 0, bb = nb > 2 ? nb - 2 : 0;
+  if (rsi_broadcast(ba, a->shape, bb, b->shape, &d->ndim, d->shape) != RS_OK)
+    return rsi_fail(RS_ERR_SHAPE, "the leading dimensions of %s and %s (%s and %s) neither are equal nor can be repeated",
+                    rsi_text(a), rsi_text(b), rsi_shape_text(ba, a->shape), rsi_shape_text(bb, b->shape));
+  if (na > 1) d->shape[d->ndim++] = a->shape[na - 2];
+  if (nb > 1) d->shape[d->ndim++] = b->shape[nb - 1];
+  d->dtype = a->dtype;
+  return RS_OK;
+}
+
+/* The shape of input i with a vector as a row (i = 0) or a column (i = 1). */
+static void as_matrix(rsi_grad *g, int i, rsi_desc *out) {
+  *out = *rsi_in_desc(g, i);
+  if (out->ndim != 1) return;
+  out->ndim = 2;
+  out->shape[1 - i] = out->shape[0];
+  out->shape[i] = 1;
+}
+
+/* t as [rows, columns of the last dimension]. */
+static rs_tensor *as_rows(rsi_grad *g, rs_tensor *t, const rsi_desc *like, int64_t columns) {
+  int64_t shape[2] = {1, columns};
+  for (int i = 0; i < like->ndim - 1; i++) shape[0] *= like->shape[i];
+  return rsi_b_reshape(g, t, 2, shape);
+}
+
+static rs_tensor *product(rsi_grad *g, rs_tensor *a, rs_tensor *b) { return rsi_emit2(g, RS_OP_matmul, NULL, a, b); }
+
+/* out = a x b: the gradient of a is gout x b^T, of b a^T x gout. A vector becomes a matrix first, and rsi_give sums repeats. */
+static void matmul_grad(rsi_grad *g) {
+  rsi_desc a, b, out;
+  as_matrix(g, 0, &a);
+  as_matrix(g, 1, &b);
+  const int va = rsi_in_desc(g, 0)->ndim == 1, vb = rsi_in_desc(g, 1)->ndim == 1;
+  const rsi_desc *const longer = a.ndim > b.ndim ? &a : &b;
+  rs_tensor *gout = rsi_gout(g, 0);
+  if (!gout) return;
+  /* The result's shape with the dimensions that vectors dropped. */
+  out = (rsi_desc){.ndim = longer->ndim};
+  for (int i = 0; i < out.ndim - 2; i++) out.shape[i] = gout->shape[i];
+  out.shape[out.ndim - 2] = a.shape[a.ndim - 2];
+  out.shape[out.ndim - 1] = b.shape[b.ndim - 1];
+  if (va || vb) gout = rsi_b_reshape(g, gout, out.ndim, out.shape);
+  if (rsi_needs(g, 0)) {
+    rs_tensor *t = rsi_in(g, 1);
+    if (vb) t = rsi_b_reshape(g, t, 2, b.shape);
+    t = product(g, gout, rsi_b_transpose(g, t, -2, -1));
+    if (va && !vb && b.ndim == 2) t = rsi_b_reshape(g, t, 1, rsi_in_desc(g, 0)->shape);
+    rsi_give(g, 0, t);
+  }
+  if (rsi_needs(g, 1)) {
+    rs_tensor *t = rsi_in(g, 0), *u = gout;
+    if (va) t = rsi_b_reshape(g, t, 2, a.shape);
+    if (b.ndim == 2 && a.ndim > 2) {   /* one matrix against a batch: one product over all rows */
+      t = as_rows(g, t, &a, a.shape[a.ndim - 1]);
+      u = as_rows(g, u, &out, b.shape[1]);
+    }
+    t = product(g, rsi_b_transpose(g, t, -2, -1), u);
+    if (vb) t = rsi_b_reshape(g, t, 1, rsi_in_desc(g, 1)->shape);
+    rsi_give(g, 1, t);
+  }
+}
+
+static const rsi_sample matmul_samples[] = {
+  {.inputs = "f5x7,f7x3"}, {.inputs = "f33x7,f7x33"}, {.inputs = "f1x20,f20x17"}, {.inputs = "f19x23,f23x1"},
+  {.inputs = "f7,f7"}, {.inputs = "f7,f7x5"}, {.inputs = "f5x7,f7"}, {.inputs = "f3x5x7,f7"}, {.inputs = "f7,f3x7x5"},
+  {.inputs = "f3x4x5,f3x5x2"}, {.inputs = "f3x4x5,f5x6"}, {.inputs = "f4x5,f3x5x6"}, {.inputs = "f2x1x3x4,f5x4x3"},
+  {.inputs = "f2x3x1x4,f3x4x2"}, {.inputs = "f0x3,f3x4"}, {.inputs = "f3x0,f0x4"}, {.inputs = "f3x4,f4x0"},
+  {.inputs = "f0x2x3,f3x4"}, {.inputs = "f0,f0"}, {.inputs = "f1x1,f1x1"}, {.inputs = "f5x1,f1x9"},
+  {.inputs = "f70x65,f65x70", .no_grad = 1}, {.inputs = "f9x600,f600x40", .tolerance = 2e-5, .no_grad = 1},
+  {.inputs = "f300x40,f40x300", .no_grad = 1}, {.inputs = "f2x150x130,f130x290", .no_grad = 1}, {.inputs = NULL}};
+
+const rs_op rsi_op_matmul = {
+  .name = "matmul",
+  .doc = "Matrix product: out[..., i, j] = sum over p of a[..., i, p] * b[..., p, j]; leading dimensions broadcast, a vector is "
+         "a row on the left and a column on the right and loses that dimension in the result.",
+  .inputs = "a,b", .nin_min = 2, .nin_max = 2, .nout = 1, .traits = RSI_T_STRIDED, .dtypes = RSI_FLOATS | RSI_HALF,
+  .infer = matmul_infer, .grad = matmul_grad, .saves = {RSI_KEEP_IN(1), RSI_KEEP_IN(0)}, .kernels = kernels,
+  .samples = matmul_samples};
+
+/* ---- linear ---------------------------------------------------------------------------------------------------------- */
+
+static rs_status linear_infer(rsi_call *c) {
+  const rs_tensor *const x = c->in[0], *const w = c->in[1], *const b = c->in[2];
+  RSI_CHECK(x->ndim > 0, RS_ERR_SHAPE, "the input has no dimensions, but the last one must hold the features");
+  RSI_CHECK(w->ndim == 2, RS_ERR_SHAPE, "weight %s must have two dimensions [out, in]", rsi_text(w));
+  RSI_TRY(same_dtype(x, w, "the input", "weight"));
+  RSI_CHECK(x->shape[x->ndim - 1] == w->shape[1], RS_ERR_SHAPE, "input %s has %lld features but weight %s expects %lld",
+            rsi_text(x), (long long)x->shape[x->ndim - 1], rsi_text(w), (long long)w->shape[1]);
+  if (b) {
+    RSI_TRY(same_dtype(x, b, "the input", "bias"));
+    RSI_CHECK(b->ndim == 1 && b->shape[0] == w->shape[0], RS_ERR_SHAPE, "bias %s must have shape [%lld], as weight %s has as many rows",
+              rsi_text(b), (long long)w->shape[0], rsi_text(w));
+  }
+  rsi_desc_of(x, &c->desc[0]);
+  c->desc[0].shape[x->ndim - 1] = w->shape[0];
+  return RS_OK;
+}
+
+/* y = x w^T + bias: gx = gy w, gw = gy^T x over all rows, gbias the sum of gy over them (done by rsi_give). */
+static void linear_grad(rsi_grad *g) {
+  const rsi_desc *const x = rsi_in_desc(g, 0), *const w = rsi_in_desc(g, 1);
+  rs_tensor *const gy = rsi_gout(g, 0);
+  if (rsi_needs(g, 0)) rsi_give(g, 0, product(g, gy, rsi_in(g, 1)));
+  if (rsi_needs(g, 1)) {
+    rs_tensor *const rows = as_rows(g, gy, x, w->shape[0]);
+    rsi_give(g, 1, product(g, rsi_b_transpose(g, rows, 0, 1), as_rows(g, rsi_in(g, 0), x, w->shape[1])));
+  }
+  if (rsi_needs(g, 2)) rsi_give(g, 2, gy);
+}
+
+static const rsi_sample linear_samples[] = {
+  {.inputs = "f5x7,f3x7,f3"}, {.inputs = "f5x7,f3x7"}, {.inputs = "f5x7,f3x7,-"}, {.inputs = "f7,f33x7,f33"}, {.inputs = "f2x3x7,f5x7,f5"},
+  {.inputs = "f1x20,f17x20,f17"}, {.inputs = "f3x33,f1x33,f1"}, {.inputs = "f0x7,f3x7,f3"}, {.inputs = "f2x0x7,f3x7,f3"},
+  {.inputs = "f4x0,f3x0,f3"}, {.inputs = "f4x7,f0x7,f0"}, {.inputs = "f8x64,f64x64,f64", .no_grad = 1},
+  {.inputs = "f33x300,f70x300,f70", .no_grad = 1}, {.inputs = "f200x90,f270x90,f270", .no_grad = 1}, {.inputs = NULL}};
+
+const rs_op rsi_op_linear = {
+  .name = "linear", .doc = "Affine map of the last dimension: out = x weight^T + bias, with weight [out, in] and bias [out].",
+  .inputs = "x,weight,bias?", .nin_min = 2, .nin_max = 3, .nout = 1, .traits = RSI_T_STRIDED, .dtypes = RSI_FLOATS | RSI_HALF,
+  .infer = linear_infer, .grad = linear_grad, .saves = {RSI_KEEP_IN(1), RSI_KEEP_IN(0)}, .kernels = kernels,
+  .samples = linear_samples};
