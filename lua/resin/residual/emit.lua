@@ -1,0 +1,163 @@
+--- Writes the forward of a plan as straight Lua: one block of statements per step, recorded values in local variables.
+-- A call of the function is then as fast as the same calls written by hand, compiled or interpreted, and what it records lives in
+-- its own frame: it may be entered again while it runs (recursion, coroutines) and leaves nothing behind. Functions are kept by
+-- their text, so equal blocks share one. For ResidualSequential(Record("in"), Linear(8, 8), Apply("add", "in")) the text is, in short:
+--
+--   r1, v1 = x, C.rs_tensor_version(x.h)
+--   keys[depth] = 2
+--   y, a, b, c = module[2]:forward(x)
+--   if y ~= x then if x.s == here and x ~= r1 then free(x) end; x = y end
+--   keys[depth] = 3
+--   y = combined(plan, 3, r1, v1, x)
+--   if r1 ~= y and r1.s == here then free(r1) end
+--   x = y
+--
+-- keys[depth] is the step that runs, for messages.
+--
+-- Who is freed: a tensor that this call made (x.s == here) right after its last reader; never the container's input, the result,
+-- a value that a later Apply reads, or what a layer returned besides its result (kept).
+
+local link = require "resin.residual.link"
+
+local LAYER, RECORD, APPLY = link.LAYER, link.RECORD, link.APPLY
+
+local emit = {}
+
+local HEAD = [[
+local current, check, where, Tensor, free, call, C, more, wrong, combined, for_writing = ...
+local keys, push = check.keys, check.push
+return function(plan, x, options)
+  local here, module, depth = current(), plan.module, push(plan, 0, where) + 1
+  local y, a, b, c, extras, kept
+]]
+
+local TAIL = [[
+  check.depth = depth - 1
+  if extras then return x, extras end
+  return x
+end
+]]
+
+local TEXT = {
+  writing = [[
+  if module[$i].inplace then
+    y = for_writing(x, $live)
+    if y ~= x then
+      if x.s == here$not_live and not (kept and kept[x]) then free(x) end
+      x = y
+    end
+  end
+]],
+  layer = [[
+  keys[depth] = $i
+  y, a, b, c = $call
+  if a ~= nil then extras, kept = more(plan, $i, extras, kept, a, b, c) end
+  if y ~= x then
+    if getmetatable(y) ~= Tensor then wrong(plan, $i, y) end
+    if x.s == here$not_live and not (kept and kept[x]) then free(x) end
+    x = y
+  end
+]],
+  record = [[
+  $r, $v = x, C.rs_tensor_version(x.h)
+]],
+  apply = [[
+  keys[depth] = $i
+  y = combined(plan, $i, $r, $v, x)
+  if x ~= y and x.s == here$not_live and not (kept and kept[x]) then free(x) end
+]],
+  release = [[
+  if $r ~= y and $r.s == here$not_others and not (kept and kept[$r]) then free($r) end
+  $r = nil
+]],
+}
+
+-- Lua allows 200 local variables; past MANY slots they are entries of a table of the call.
+local MANY = 80
+
+-- " and x ~= r1 and x ~= r2" for the slots in use but `except`.
+local function differs(value, slots, names, except)
+  local parts = {}
+  for _, k in ipairs(slots) do
+    if k ~= except then parts[#parts + 1] = (" and %s ~= %s"):format(value, names.r(k)) end
+  end
+  return table.concat(parts)
+end
+
+local function without(list, value)
+  local out = {}
+  for _, v in ipairs(list) do
+    if v ~= value then out[#out + 1] = v end
+  end
+  return out
+end
+
+--- The text of a plan's forward.
+---@param plan table
+---@param with_options boolean  layers get options[i]
+---@return string
+function emit.text(plan, with_options)
+  local many = plan.slots > MANY
+  local names = {
+    r = function(k) return (many and "r[%d]" or "r%d"):format(k) end,
+    v = function(k) return (many and "v[%d]" or "v%d"):format(k) end,
+  }
+  local out = {HEAD}
+  if many then out[2] = "  local r, v = {}, {}\n" end
+  for k = 1, many and 0 or plan.slots do out[#out + 1] = ("  local r%d, v%d\n"):format(k, k) end
+
+  local live = {}
+  for i = 1, plan.n do
+    local kind, slot, m = plan.kind[i], plan.slot[i], plan.module[i]
+    local function write(name, values)
+      values.i = tostring(i)
+      out[#out + 1] = (TEXT[name]:gsub("%$([%a_]+)", values))
+    end
+    local place = {not_live = differs("x", live, names), r = names.r(slot), v = names.v(slot)}
+    if kind == LAYER then
+      if #live > 0 and (m.inplace or rawget(m, "inplace") ~= nil) then     -- a layer that can be switched to in place
+        local list = {}
+        for _, k in ipairs(live) do list[#list + 1] = names.r(k) end
+        write("writing", {live = table.concat(list, ", "), not_live = place.not_live})
+      end
+      local option = with_options and ", options[$i]" or ""
+      place.call = m.builtin and "module[$i]:forward(x" .. option .. ")"
+        or "call(module[$i].forward, module[$i], x" .. option .. ")\n  check.depth = depth"
+      place.call = place.call:gsub("%$i", tostring(i))
+      write("layer", place)
+    elseif kind == RECORD then
+      live[#live + 1] = slot
+      write("record", place)
+    elseif kind == APPLY then
+      write("apply", place)
+      if plan.last[i] then
+        live = without(live, slot)
+        place.not_others = differs(place.r, live, names)
+        write("release", place)
+      end
+      out[#out + 1] = "  x = y\n"
+    end
+  end
+  out[#out + 1] = TAIL
+  return table.concat(out)
+end
+
+local compiled = setmetatable({}, {__mode = "v"})
+local directory = debug.getinfo(1, "S").source:match("^(.*/)") or "@"
+
+--- The function of a plan.
+---@param plan table
+---@param with_options boolean
+---@param ... any  what HEAD names
+---@return function
+function emit.compile(plan, with_options, ...)
+  local text = emit.text(plan, with_options)
+  local fn = compiled[text]
+  if not fn then
+    fn = assert(loadstring(text, directory .. "plan"))(...)
+    compiled[text] = fn
+  end
+  return fn
+end
+
+return emit

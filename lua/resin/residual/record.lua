@@ -1,0 +1,46 @@
+--- Record: marks the value that a later Apply takes up.
+-- It holds nothing: the value lives in the table of one call of the container (core.lua). Alone it is an identity.
+
+local check = require "resin.check"
+local class = require "resin.nn.class"
+local Module = require "resin.nn.module"
+local arguments = require "resin.residual.arguments"
+local shapes = require "resin.nn.shapes"
+
+local NAMES = {"need_projection", "name", "export"}
+
+--- Record(need_projection = false, name = nil), Record("name") or Record{name = …, need_projection = …, export = …}.
+--- need_projection: where the shapes differ, the Apply projects the recorded value. export: enclosing containers may read
+--- it by name too. Without a name it is called "record_<k>", the k-th Record of its container.
+---@class resin.nn.Record: resin.nn.Module
+---@field need_projection boolean
+---@field name string?
+---@field export boolean
+local Record = class.define("Record", Module, true)
+
+function Record:init(...)
+  local first, second = ...
+  local o
+  if type(first) == "string" and type(second) ~= "string" then
+    o = arguments.read("Record", NAMES, 2, nil, first, select(2, ...))
+  else
+    o = arguments.read("Record", NAMES, 2, ...)
+  end
+  self.need_projection = o.need_projection ~= nil and check.boolean(o.need_projection, "Record: need_projection")
+  self.export = o.export ~= nil and check.boolean(o.export, "Record: export")
+  if o.name ~= nil then
+    self.name = check.string(o.name, "Record: name")
+    if o.name == "" then check.fail("Record: name must not be empty") end
+  end
+  if self.export and not self.name then check.fail("Record: export = true needs a name, by which other containers can read it") end
+end
+
+function Record:forward(x) return x end -- luacheck: no self
+
+function Record:output_shape(shape) return shapes.copy(shapes.check(shape, self.type)) end
+
+function Record:label()
+  return arguments.label("Record", {{"name", self.name}, {"need_projection", self.need_projection}, {"export", self.export}}, 3)
+end
+
+return Record
