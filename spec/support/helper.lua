@@ -1,0 +1,5 @@
+-- Runs before any spec. Sets the paths (RESIN_BUILD: the build folder, "build" when not given) and loads resin once: busted
+-- forgets modules between files, and a second copy would have a context of its own and refuse the first one's tensors.
+local build = os.getenv("RESIN_BUILD") or "build"
+package.path = "./lua/?.lua;./lua/?/init.lua;./?.lua;" .. build .. "/lua/?.lua;" .. package.path
+require "resin"
