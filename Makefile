@@ -21,7 +21,7 @@ ONEDNN  := $(strip $(ONEDNN))
 B       := $(strip $(B))
 ifeq ($(BLAS),openblas)
   DEFS += -DRSI_WITH_BLAS
-  LIBS += -lopenblas
+  LIBS += -ldl
 endif
 ifeq ($(ONEDNN),yes)
   DEFS += -DRSI_WITH_ONEDNN
