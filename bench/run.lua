@@ -72,8 +72,8 @@ for _, name in ipairs(order) do
         for _, us in pairs(peers[row.workload] or {}) do best = math.min(best or us, us) end
         print(string.format("%-22s %-16s %8s %12.4f %12s %8s %s", row.workload, row.variant, threads, row.us,
           best and string.format("%.4f", best) or "", best and string.format("%.1f", best / row.us) or "", row.goal or ""))
-        results[#results + 1] = { workload = row.workload .. " (" .. row.variant .. ")", dtype = "f32", threads = tonumber(threads), ours_us = row.us,
-          peers = peers[row.workload] or {}, ratio_best = best and best / row.us }
+        results[#results + 1] = { workload = row.workload .. " (" .. row.variant .. ")", dtype = "f32",
+          threads = tonumber(threads), ours_us = row.us, peers = peers[row.workload] or {}, ratio_best = best and best / row.us }
       end
     end
   end

@@ -95,9 +95,13 @@ end
 
 -- ---- raising -------------------------------------------------------------------------------------------------------------
 
+---Whether a scope is active, whose end resets the path after an error. Set by scope.lua.
+function check.in_scope() return false end
+
 local function raise(text)
   local message = position() .. path_text() .. text
   check.last = { message = message, traceback = traceback("", 3) }
+  if not check.in_scope() then check.depth = 0 end     -- nobody further out would
   error(message, 0)
 end
 

@@ -42,7 +42,9 @@ if first == nil or first == "-h" or first == "--help" then
   os.exit(first and 0 or 1, true)
 end
 if first == "-v" or first == "--version" then
-  print(require("resin").build_info())
+  local ok, resin = pcall(require, "resin")
+  if not ok then stop((tostring(resin):gsub("^resin: ", ""))) end
+  print(resin.build_info())
   os.exit(0, true)
 end
 

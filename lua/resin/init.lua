@@ -107,8 +107,8 @@ function resin.time() return C.rs_time() end
 
 ---Version, compiler, backends, instruction set and the library's path as text.
 function resin.build_info()
-  return ("resin %s, %s, using %s, %d thread%s, %s"):format(resin._VERSION, ffi.string(C.rs_build_info()), resin.get_isa(),
-    resin.get_num_threads(), resin.get_num_threads() == 1 and "" or "s", lib.path)
+  return ("resin %s, %s, using %s, %d thread%s, %s"):format(resin._VERSION, (ffi.string(C.rs_build_info()):gsub("^resin ", "")),
+    resin.get_isa(), resin.get_num_threads(), resin.get_num_threads() == 1 and "" or "s", lib.path)
 end
 
 -- ---- parts that load when used ---------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ local scope = { Tensor = Tensor }
 -- The active scope: {n = count, parent, child = scope or false, ended = boolean, [1..n] = tensors}. child is the scope that was
 -- started inside and has not ended: after an error the chain of children is what has to be freed.
 local current = false
+function check.in_scope() return current end
 
 -- ---- memory that Lua's collector cannot see --------------------------------------------------------------------------------
 

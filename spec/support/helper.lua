@@ -2,4 +2,5 @@
 -- forgets modules between files, and a second copy would have a context of its own and refuse the first one's tensors.
 local build = os.getenv("RESIN_BUILD") or "build"
 package.path = "./lua/?.lua;./lua/?/init.lua;./?.lua;" .. build .. "/lua/?.lua;" .. package.path
-require "resin"
+local resin = require "resin"
+for _, part in ipairs { "nn", "optim", "data" } do assert(resin[part]) end   -- they load when first used: do it here, once

@@ -48,7 +48,7 @@ struct rsi_node {
 };
 
 static inline rsi_node *rsi_node_retain(rsi_node *n) {
-  atomic_fetch_add_explicit(&n->refs, 1, memory_order_relaxed);
+  rsi_ref_take(&n->refs);
   return n;
 }
 void rsi_node_release(rsi_node *n);

@@ -8,7 +8,7 @@
 #include "ctx.h"
 #include <string.h>
 
-enum { FEW_TEMPS = 24 };
+enum { FEW_TEMPS = 24, PLAIN_LIMIT = 4096 };   /* PLAIN_LIMIT: elements that are not worth a second thread */
 
 typedef struct target { rsi_node *node; int index; rs_tensor *grad; } target;
 
@@ -33,8 +33,21 @@ static bool exclusive(const rs_tensor *t) {
          atomic_load_explicit(&t->storage->refs, memory_order_relaxed) == 1;
 }
 
+/* Both can be added row by row without looking further: the usual case, worth a way around the dispatcher. */
+static bool plain_pair(const rs_ctx *ctx, const rs_tensor *a, const rs_tensor *b) {
+  return !ctx->trace && a->dtype == b->dtype && a->dtype <= RS_F64 && rsi_is_contiguous(a) && rsi_is_contiguous(b) &&
+         a->numel == b->numel && a->numel <= PLAIN_LIMIT;
+}
+
 static rs_status add_into(rs_ctx *ctx, rs_tensor **slot, rs_tensor *t, bool in_place) {
   rs_tensor *const in[2] = {*slot, t};
+  if (in_place && plain_pair(ctx, *slot, t)) {
+    const int64_t size = (int64_t)rsi_item_size(t), strides[3] = {size, size, size};
+    char *const data[3] = {(*slot)->data, (*slot)->data, t->data};
+    ctx->x.k->elementwise->binary[RSI_B_ADD][t->dtype](t->numel, data, strides, NULL);
+    rsi_wrote(*slot, "backward");
+    return RS_OK;
+  }
   if (in_place) return rs_call_inplace(ctx, RS_OP_add, in, 2, NULL);
   rs_tensor *sum;
   RSI_TRY(rsi_run(ctx, RS_OP_add, in, 2, NULL, &sum));

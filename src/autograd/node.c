@@ -7,13 +7,8 @@ bool rsi_node_is_leaf(const rsi_node *n) { return (n->flags & RSI_N_LEAF) != 0; 
 
 /* ---- release --------------------------------------------------------------------------------------------------------- */
 
-static bool last_reference(_Atomic int32_t *refs) {
-  return atomic_load_explicit(refs, memory_order_acquire) == 1 ||
-         atomic_fetch_sub_explicit(refs, 1, memory_order_acq_rel) == 1;
-}
-
 static void push(rsi_node *n, rsi_node **pending) {
-  if (n && last_reference(&n->refs)) {
+  if (n && rsi_ref_drop(&n->refs)) {
     n->next = *pending;
     *pending = n;
   }
@@ -21,7 +16,7 @@ static void push(rsi_node *n, rsi_node **pending) {
 
 /* Releases a tensor; its node joins the list instead of being released in a deeper call. */
 static void drop_tensor(rs_tensor *t, rsi_node **pending) {
-  if (!t || !last_reference(&t->refs)) return;
+  if (!t || !rsi_ref_drop(&t->refs)) return;
   push(t->node, pending);
   rsi_storage *const storage = t->storage;
   rsi_header_free(t);

@@ -433,21 +433,27 @@ static dnnl_status_t make_pieces(rsi_onednn *t, entry *e, dnnl_alg_kind_t algori
   return dnnl_success;
 }
 
-/* Fills an entry for its key; usable only if all of it could be made. */
-static void make(rsi_onednn *t, entry *e) {
+/*
+** Fills an entry for its key; usable only if all of it could be made. False when memory ran out, which says nothing about the
+** shape: the layout of an entry, and with it the scratch it needs, must be a function of the shape alone.
+*/
+static bool make(rsi_onednn *t, entry *e) {
   dnnl_alg_kind_t algorithm;
+  dnnl_status_t status;
   e->result = result_of((rsi_conv_kind)e->key.kind);
   choose(e, &algorithm);
   const int former = alone();
   for (;;) {
-    e->usable = make_pieces(t, e, algorithm) == dnnl_success;
-    if (e->usable) break;
+    status = make_pieces(t, e, algorithm);
+    if (status == dnnl_success || status == dnnl_out_of_memory) break;
     piece_free(&e->piece[0]), piece_free(&e->piece[1]);
     if (algorithm == dnnl_convolution_winograd) algorithm = dnnl_convolution_direct;
     else if (e->slices > 1) e->cut = BY_BATCH, e->slices = 1, e->size = e->key.s.n;
     else break;
   }
   not_alone(former);
+  e->usable = status == dnnl_success;
+  return status != dnnl_out_of_memory;
 }
 
 /* ---- the table ------------------------------------------------------------------------------------------------------- */
@@ -499,7 +505,10 @@ static entry *take(rsi_onednn *t, rsi_conv_kind kind, const rsi_conv_shape *s, b
     entry *const fresh = calloc(1, sizeof *fresh);
     if (fresh == NULL) return NULL;
     fresh->key = k;
-    make(t, fresh);
+    if (!make(t, fresh)) {
+      entry_free(fresh);
+      return NULL;
+    }
     pthread_mutex_lock(&t->mutex);
     e = find(t, &k, bucket);
     if (e != NULL) {
@@ -768,6 +777,7 @@ rs_status rsi_onednn_conv_run(const rsi_exec *x, rsi_conv_kind kind, const rsi_c
   r.data[kind == RSI_CONV_WEIGHT ? Y : W] = in[1];
   r.data[e->result] = out;
   dnnl_status_t status = e->usable ? dnnl_success : dnnl_unimplemented;
+  if (scratch == NULL && e->shared_bytes + e->lane_bytes > 0) status = dnnl_out_of_memory;   /* there was none to find its size */
   if (status == dnnl_success && e->shared >= 0 && !e->partial && !e->piece[0].op[e->shared].same) status = reorder_shared(&r);
   if (status == dnnl_success) {
     rsi_lanes_run(x->pool, rsi_lane_count(rsi_pool_threads(x->pool), e->slices), e->slices, slice_task, &r,

@@ -117,6 +117,7 @@ static __attribute__((noinline, cold)) void lock_contended(rsi_heap *heap) {
 }
 
 static inline void lock(rsi_heap *heap) {
+  if (rsi_alone()) return;   /* nor can a thread start before the unlock */
   if (rsi_unlikely(atomic_flag_test_and_set_explicit(&heap->lock, memory_order_acquire))) lock_contended(heap);
 }
 

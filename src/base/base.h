@@ -27,6 +27,36 @@ rs_status rsi_fail_prefix(rs_status status, const char *prefix) __attribute__((c
     if (rsi_unlikely(!(cond))) return rsi_fail(status, __VA_ARGS__);                                                        \
   } while (0)
 
+/* ---- reference counts -------------------------------------------------------------------------------------------------- */
+
+/*
+** While the process has one thread a locked instruction protects nothing, and a small op would spend a third of its time in
+** them. The C library knows; where it does not say, the counts are always atomic.
+*/
+#if defined(__has_include)
+#if __has_include(<sys/single_threaded.h>)
+#include <sys/single_threaded.h>
+#define rsi_alone() (__libc_single_threaded != 0)
+#endif
+#endif
+#ifndef rsi_alone
+#define rsi_alone() false
+#endif
+
+static inline void rsi_ref_take(_Atomic int32_t *refs) {
+  if (rsi_alone()) atomic_store_explicit(refs, atomic_load_explicit(refs, memory_order_relaxed) + 1, memory_order_relaxed);
+  else atomic_fetch_add_explicit(refs, 1, memory_order_relaxed);
+}
+
+/* Gives a reference back; true when it was the last. */
+static inline bool rsi_ref_drop(_Atomic int32_t *refs) {
+  const int32_t now = atomic_load_explicit(refs, memory_order_acquire);
+  if (now == 1) return true;
+  if (!rsi_alone()) return atomic_fetch_sub_explicit(refs, 1, memory_order_acq_rel) == 1;
+  atomic_store_explicit(refs, now - 1, memory_order_relaxed);
+  return false;
+}
+
 /* ---- memory ---------------------------------------------------------------------------------------------------------- */
 
 /*

@@ -167,26 +167,26 @@ typedef REAL F(vec) __attribute__((vector_size(8 * sizeof(REAL))));
 typedef REAL F(vec_u) __attribute__((vector_size(8 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 typedef __typeof__((F(vec)){0} < (F(vec)){0}) F(mask);
 
-/* x[0], x[step], …; reads nothing beyond the last of them. */
-static inline F(vec) F(load)(const REAL *x, int64_t step) {
-  if (step == 1) return *(const F(vec_u) *)x;
-  if (step == 2) {
-    const F(vec) a = *(const F(vec_u) *)x, b = *(const F(vec_u) *)(x + 7);
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 9, 11, 13, 15);
-  }
-  F(vec) v;
-  for (int l = 0; l < F(BLOCK); l++) v[l] = x[l * step];
-  return v;
-}
-
-/* Eight values, whose positions are at, at + step, …, against the best so far. Once the best is NaN, only another NaN replaces it. */
-static inline void F(max_block)(F(vec) value, int32_t at, int32_t step, REAL *y, int32_t *index) {
+/*
+** Eight values x[0], x[step], …, whose positions are at, at + step, …, against the best so far. Once the best is NaN, only
+** another NaN replaces it. Nothing beyond the last value is read.
+*/
+static inline void F(max_block)(const REAL *x, int64_t step, int32_t at, REAL *y, int32_t *index) {
   static const ints eight = {0, 1, 2, 3, 4, 5, 6, 7};
+  F(vec) value;
+  if (step == 1) {
+    value = *(const F(vec_u) *)x;
+  } else if (step == 2) {
+    const F(vec) a = *(const F(vec_u) *)x, b = *(const F(vec_u) *)(x + 7);
+    value = __builtin_shufflevector(a, b, 0, 2, 4, 6, 9, 11, 13, 15);
+  } else {
+    for (int l = 0; l < F(BLOCK); l++) value[l] = x[l * step];
+  }
   const F(vec) best = *(F(vec_u) *)y;
   const F(mask) better = (value > best) | (value != value);
   const ints chosen = __builtin_convertvector(better, ints), former = *(ints_u *)index;
   *(F(vec_u) *)y = (F(vec))(((F(mask))value & better) | ((F(mask))best & ~better));
-  *(ints_u *)index = ((at + step * eight) & chosen) | (former & ~chosen);
+  *(ints_u *)index = ((at + (int32_t)step * eight) & chosen) | (former & ~chosen);
 }
 
 /* n values x[j * step]. The last block overlaps the one before it: to take a value twice changes nothing. */
@@ -194,15 +194,16 @@ static void F(max_row)(int64_t n, const REAL *x, int64_t step, int32_t at, REAL 
   if (n >= F(BLOCK)) {
     for (int64_t j = 0; j < n; j += F(BLOCK)) {
       if (j > n - F(BLOCK)) j = n - F(BLOCK);
-      F(max_block)(F(load)(x + j * step, step), at + (int32_t)(j * step), (int32_t)step, y + j, index + j);
+      F(max_block)(x + j * step, step, at + (int32_t)(j * step), y + j, index + j);
     }
     return;
   }
   REAL best[F(BLOCK)] = {0}, value[F(BLOCK)] = {0};
-  int32_t chosen[F(BLOCK)] = {0};
-  for (int64_t j = 0; j < n; j++) value[j] = x[j * step], best[j] = y[j], chosen[j] = index[j];
-  F(max_block)(*(const F(vec_u) *)value, at, (int32_t)step, best, chosen);
-  for (int64_t j = 0; j < n; j++) y[j] = best[j], index[j] = chosen[j];
+  int32_t chosen[F(BLOCK)] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  for (int64_t j = 0; j < n; j++) value[j] = x[j * step], best[j] = y[j];
+  F(max_block)(value, 1, 0, best, chosen);
+  /* The positions chosen here are those in the block; -1 where the best was kept. */
+  for (int64_t j = 0; j < n; j++) y[j] = best[j], index[j] = chosen[j] < 0 ? index[j] : at + (int32_t)(step * chosen[j]);
 }
 
 static void F(max_pool)(const rsi_pool_shape *s, const void *xv, void *yv, int32_t *indices) {

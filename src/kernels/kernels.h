@@ -13,6 +13,8 @@
 #include "kernels/norm.h"
 #include "kernels/conv.h"
 #include "kernels/optim.h"
+#include "kernels/activation.h"
+#include "kernels/rms.h"
 
 typedef struct rsi_kernels {
   rsi_isa_level             level;
@@ -22,6 +24,8 @@ typedef struct rsi_kernels {
   const rsi_k_norm         *norm;
   const rsi_k_conv         *conv;
   const rsi_k_optim        *optim;
+  const rsi_k_activation   *activation;
+  const rsi_k_rms          *rms;
 } rsi_kernels;
 
 /* The table of a level; falls back to the next lower one that is compiled in. */

@@ -1,7 +1,7 @@
 /*
-** Loops that normalise: softmax, layer norm, batch norm, the mask of dropout, the distance of mse_loss. One set per element type: of[RS_F32],
-** of[RS_F64]. Pointers are to that type unless they say double. A row has n elements side by side; a block of columns is
-** x[r * stride + j] with r < n rows and j < width <= RSI_COLUMNS columns, and one value per column in the arrays.
+** Loops that normalise: softmax, layer norm, batch norm; and the mask of dropout, the distance of mse_loss. One set per element
+** type: of[RS_F32], of[RS_F64]. Pointers are to that type unless they say double. A row has n elements side by side; a block
+** of columns is x[r * stride + j] with r < n rows and j < width <= RSI_COLUMNS columns, and one value per column in the arrays.
 */
 #ifndef RSI_K_NORM_H
 #define RSI_K_NORM_H

@@ -8,6 +8,7 @@
 #include "base/base.h"
 
 /*
+** out or second of finish may be NULL when that result is not wanted (of those folds that give two).
 ** `pos` is the number of the first element of a row (row-major over the reduced dimensions), for results that tell a position.
 ** Strides are in elements. `cols` folds x[r * stride + j], r < rows, into acc[j], j < n: one accumulator per column.
 */
@@ -26,9 +27,9 @@ enum { RSI_FOLD_MAX_ACC = 24 };   /* the largest accumulator */
 typedef struct rsi_k_reduce {
   rsi_fold sum[RS_DTYPES];        /* f32 -> f32, f64 -> f64, others -> i64; param: what the sum is divided by (floats only) */
   rsi_fold max[RS_DTYPES], min[RS_DTYPES];                        /* NaN wins */
-  rsi_fold max_at[RS_DTYPES], min_at[RS_DTYPES];                  /* second: the first position, i64; param: the base; either may be NULL */
+  rsi_fold max_at[RS_DTYPES], min_at[RS_DTYPES];                  /* second: the first position, i64; param: its base */
   rsi_fold any[RS_DTYPES], all[RS_DTYPES];                        /* -> bool */
-  rsi_fold var[RS_DTYPES];                                        /* floats; second: the mean, or NULL; param: the correction */
+  rsi_fold var[RS_DTYPES];                                        /* floats; second: the mean; param: the correction */
 } rsi_k_reduce;
 
 #endif

@@ -78,10 +78,27 @@ static rs_status inputs_take(rs_ctx *ctx, const rs_op *op, rs_tensor *const *in,
   return RS_OK;
 }
 
-static rs_tensor *lead(const inputs *a) {
-  for (int i = 0; i < a->nin; i++)
-    if (a->in[i]) return a->in[i];
-  return NULL;
+/* What one look at the inputs tells. */
+typedef struct facts {
+  rs_tensor *lead;       /* the first input that was given */
+  unsigned   dtypes;     /* bit per dtype among them */
+  bool       grad;       /* one of them wants a gradient */
+  bool       strided;    /* one of them is not contiguous */
+  bool       views;      /* one of them is a view */
+} facts;
+
+static facts look(const inputs *a) {
+  facts f = {0};
+  for (int i = a->nin - 1; i >= 0; i--) {
+    rs_tensor *const t = a->in[i];
+    if (!t) continue;
+    f.lead = t;
+    f.dtypes |= 1u << t->dtype;
+    f.grad |= t->node != NULL;
+    f.strided |= !(t->flags & RSI_CONTIGUOUS);
+    f.views |= (t->flags & RSI_VIEW) != 0;
+  }
+  return f;
 }
 
 /* Casts to the common dtype; in place the first input's dtype stands and must be able to hold the others. */
@@ -100,23 +117,12 @@ static rs_status unify_dtypes(rs_ctx *ctx, inputs *a, bool inplace) {
   return RS_OK;
 }
 
-static bool mixed_dtypes(const inputs *a) {
-  int first = -1;
-  for (int i = 0; i < a->nin; i++) {
-    if (!a->in[i]) continue;
-    if (first >= 0 && a->in[i]->dtype != first) return true;
-    first = a->in[i]->dtype;
-  }
-  return false;
-}
-
 /* ---- bf16 and f16: computed in f32 ------------------------------------------------------------------------------------- */
 
-static int half_of(const rs_op *op, const inputs *a) {
-  if (op->traits & RSI_T_HALF) return -1;
-  for (int i = 0; i < a->nin; i++)
-    if (a->in[i] && rsi_is_half(a->in[i]->dtype)) return a->in[i]->dtype;
-  return -1;
+static int half_of(const inputs *a) {
+  int i = 0;
+  while (!a->in[i] || !rsi_is_half(a->in[i]->dtype)) i++;
+  return a->in[i]->dtype;
 }
 
 static rs_status dispatch(rs_ctx *ctx, const rs_op *op, inputs *a, const void *attrs, rs_tensor **out, bool inplace);
@@ -234,13 +240,6 @@ static rs_status separate_overlap(rs_ctx *ctx, inputs *a) {
   return RS_OK;
 }
 
-static bool wants_grad(const rs_ctx *ctx, const rs_op *op, const inputs *a) {
-  if (!ctx->grad_enabled || (op->traits & RSI_T_NONDIFF)) return false;
-  for (int i = 0; i < a->nin; i++)
-    if (a->in[i] && a->in[i]->node) return true;
-  return false;
-}
-
 /* A view with a gradient shows its base as it was when the view was taken; a later write to the base is not on its tape. */
 static rs_status check_stale_views(const inputs *a) {
   for (int i = 0; i < a->nin; i++) {
@@ -253,19 +252,21 @@ static rs_status check_stale_views(const inputs *a) {
   return RS_OK;
 }
 
-/* Written inputs change under their own header: they must not be copies made on the way. */
-static rs_status mark_writes(rs_ctx *ctx, const rsi_call *c) {
-  for (int i = 0; i < c->nin; i++) {
-    if (!c->in[i] || !c->op->writes(c, i)) continue;
-    RSI_CHECK(!(ctx->grad_enabled && c->in[i]->node && !(c->op->traits & RSI_T_NONDIFF)), RS_ERR_GRAD,
+/* An input that a kernel writes (running statistics, parameters) must not be part of what the gradient is taken of. */
+static rs_status check_writes(const rs_ctx *ctx, const rsi_call *c) {
+  if (!ctx->grad_enabled || (c->op->traits & RSI_T_NONDIFF)) return RS_OK;
+  for (int i = 0; i < c->nin; i++)
+    RSI_CHECK(!c->in[i] || !c->in[i]->node || !c->op->writes(c, i), RS_ERR_GRAD,
               "input %d is written in place and must not require a gradient", i + 1);
-    rsi_wrote(c->in[i], c->op->name);
-  }
   return RS_OK;
 }
 
+static void mark_writes(const rsi_call *c) {
+  for (int i = 0; i < c->nin; i++)
+    if (c->in[i] && c->op->writes(c, i)) rsi_wrote(c->in[i], c->op->name);
+}
+
 static rs_status make_contiguous(rs_ctx *ctx, const rs_op *op, inputs *a, const rsi_call *c) {
-  if (op->traits & (RSI_T_ELEMENTWISE | RSI_T_VIEW | RSI_T_STRIDED)) return RS_OK;
   for (int i = 0; i < a->nin; i++) {
     if (!a->in[i] || rsi_is_contiguous(a->in[i])) continue;
     RSI_CHECK(!op->writes || !op->writes(c, i), RS_ERR_STATE, "input %d is written in place and must be contiguous", i + 1);
@@ -275,13 +276,12 @@ static rs_status make_contiguous(rs_ctx *ctx, const rs_op *op, inputs *a, const 
 }
 
 static void default_attrs(const rs_op *op, void *attrs) {
-  memset(attrs, 0, (size_t)op->attrs_size);
   for (int i = 0; i < op->nattrs; i++) {
     const rsi_attr *const at = &op->attrs[i];
     char *const field = (char *)attrs + at->offset;
     if (at->kind == RS_ATTR_FLOAT) *(double *)(void *)field = at->def;
-    else if (at->kind != RS_ATTR_DIMS && at->kind != RS_ATTR_SHAPE && at->kind != RS_ATTR_INTS)
-      *(int64_t *)(void *)field = (int64_t)at->def;
+    else if (at->kind == RS_ATTR_DIMS || at->kind == RS_ATTR_SHAPE || at->kind == RS_ATTR_INTS) memset(field, 0, sizeof(rs_list));
+    else *(int64_t *)(void *)field = (int64_t)at->def;
   }
 }
 
@@ -313,21 +313,22 @@ static void release_outputs(const rs_op *op, rs_tensor **out, bool inplace) {
 }
 
 /* Allocates the results, runs a kernel or makes a view, and records. On failure the results are gone. */
-static rs_status execute(rs_ctx *ctx, rsi_call *c, inputs *a, bool inplace, bool recorded) {
+static rs_status execute(rs_ctx *ctx, rsi_call *c, inputs *a, const rs_tensor *lead, bool inplace, bool recorded) {
   const rs_op *const op = c->op;
   const rsi_kernel *kernel = NULL;
   size_t scratch = 0;
   if (op->traits & RSI_T_VIEW) RSI_TRY(make_view(ctx, c, a));
   else {
-    const rs_tensor *const first = lead(a);
-    kernel = choose(ctx, c, first ? first->dtype : c->desc[0].dtype);
-    RSI_CHECK(kernel, RS_ERR_DTYPE, "%s is not supported%s", rs_dtype_name(first ? first->dtype : c->desc[0].dtype),
+    const int dtype = lead ? lead->dtype : c->desc[0].dtype;
+    kernel = choose(ctx, c, dtype);
+    RSI_CHECK(kernel, RS_ERR_DTYPE, "%s is not supported%s", rs_dtype_name(dtype),
               ctx->backends == ~0u ? "" : " by the backends that are allowed");
     for (int j = 0; j < op->nout && !inplace; j++) RSI_TRY(rsi_tensor_new(ctx->x.heap, &c->desc[j], &c->out[j]));
     if (inplace) c->out[0] = c->in[0];
+    if (op->writes) RSI_TRY(check_writes(ctx, c));
     RSI_TRY(run_kernel(ctx, c, kernel, &scratch));
     if (inplace) rsi_wrote(c->in[0], op->name);
-    if (op->writes) RSI_TRY(mark_writes(ctx, c));
+    if (op->writes) mark_writes(c);
   }
   if (rsi_unlikely(ctx->trace != NULL)) RSI_TRY(rsi_trace_append(ctx, c, kernel, scratch, inplace));
   return recorded ? rsi_record(c, inplace) : RS_OK;
@@ -346,12 +347,16 @@ static rs_status take_attrs(const rs_op *op, const void *attrs, void *copy) {
 static rs_status dispatch(rs_ctx *ctx, const rs_op *op, inputs *a, const void *attrs, rs_tensor **out, bool inplace) {
   _Alignas(16) char attr_copy[RSI_MAX_ATTR_BYTES];
   if (op->attrs_size) RSI_TRY(take_attrs(op, attrs, attr_copy));
-  if (lead(a)) {
-    if (rsi_unlikely(mixed_dtypes(a)) && (op->traits & RSI_T_PROMOTE)) RSI_TRY(unify_dtypes(ctx, a, inplace));
-    const int half = half_of(op, a);
-    if (rsi_unlikely(half >= 0)) return run_in_f32(ctx, op, half, a, attr_copy, out, inplace);
-    RSI_CHECK(op->dtypes >> lead(a)->dtype & 1u, RS_ERR_DTYPE, "a %s tensor of shape %s is not accepted; cast it first (t:to(\"f32\"))",
-              rs_dtype_name(lead(a)->dtype), rsi_text(lead(a)));
+  facts f = look(a);
+  if (f.lead) {
+    if (rsi_unlikely((f.dtypes & (f.dtypes - 1)) != 0) && (op->traits & RSI_T_PROMOTE)) {
+      RSI_TRY(unify_dtypes(ctx, a, inplace));
+      f = look(a);
+    }
+    if (rsi_unlikely((f.dtypes & RSI_HALF) != 0) && !(op->traits & RSI_T_HALF))
+      return run_in_f32(ctx, op, half_of(a), a, attr_copy, out, inplace);
+    RSI_CHECK(op->dtypes >> f.lead->dtype & 1u, RS_ERR_DTYPE, "a %s tensor of shape %s is not accepted; cast it first (t:to(\"f32\"))",
+              rs_dtype_name(f.lead->dtype), rsi_text(f.lead));
   }
   rsi_call c;
   c.op = op;
@@ -363,15 +368,18 @@ static rs_status dispatch(rs_ctx *ctx, const rs_op *op, inputs *a, const void *a
   c.out = out;
   c.attrs = attr_copy;
   c.scratch = NULL;
-  RSI_TRY(make_contiguous(ctx, op, a, &c));
+  if (rsi_unlikely(f.strided) && !(op->traits & (RSI_T_ELEMENTWISE | RSI_T_VIEW | RSI_T_STRIDED))) {
+    RSI_TRY(make_contiguous(ctx, op, a, &c));
+    f = look(a);
+  }
   if (op->infer) RSI_TRY(op->infer(&c));
-  const bool recorded = wants_grad(ctx, op, a);
-  if (recorded) RSI_TRY(check_stale_views(a));
+  const bool recorded = f.grad && ctx->grad_enabled && !(op->traits & RSI_T_NONDIFF);
+  if (recorded && f.views) RSI_TRY(check_stale_views(a));
   if (inplace) {
     RSI_TRY(check_inplace(ctx, &c, recorded));
     RSI_TRY(separate_overlap(ctx, a));
   }
-  const rs_status status = execute(ctx, &c, a, inplace, recorded);
+  const rs_status status = execute(ctx, &c, a, f.lead, inplace, recorded);
   if (rsi_unlikely(status != RS_OK)) release_outputs(op, out, inplace);
   return status;
 }

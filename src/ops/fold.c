@@ -171,8 +171,9 @@ static void fold_range(const job *j, char *acc, const char *x, int64_t columns, 
 }
 
 static void finish(const job *j, int64_t first, const char *acc, int64_t n) {
-  j->fold->finish(j->out ? j->out + (size_t)first * j->item : NULL, j->second ? j->second + (size_t)first * j->item2 : NULL, acc, n,
-                  j->param);
+  char *const out = j->out ? j->out + (size_t)first * j->item : NULL;
+  char *const second = j->second ? j->second + (size_t)first * j->item2 : NULL;
+  j->fold->finish(out, second, acc, n, j->param);
 }
 
 static void run_units(void *arg, int64_t first, int64_t last) {
@@ -197,8 +198,8 @@ static void run_units(void *arg, int64_t first, int64_t last) {
   }
 }
 
-void rsi_fold_run(const rsi_exec *x, const rsi_fold_plan *p, const rsi_fold *fold, const rs_tensor *in, void *out, size_t item,
-                  void *second, size_t item2, double param, void *scratch) {
+void rsi_fold_run(const rsi_exec *x, const rsi_fold_plan *p, const rsi_fold *fold, const rs_tensor *in, void *out,
+                  size_t item, void *second, size_t item2, double param, void *scratch) {
   job j = {p, fold, in->data, out, second, p->parts > 1 ? scratch : NULL, rsi_item_size(in), item, item2, param};
   if (p->kept == 0) return;
   rsi_parallel(x, p->units * p->parts, 0.15 * (double)p->width * (double)p->length + 10.0, run_units, &j);

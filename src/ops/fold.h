@@ -29,7 +29,7 @@ void      rsi_fold_shape(const rs_tensor *x, uint32_t mask, bool keepdim, rsi_de
 void      rsi_fold_plan_make(rsi_fold_plan *plan, const rs_tensor *x, uint32_t mask, bool ordered);
 size_t    rsi_fold_scratch(const rsi_fold_plan *plan, const rsi_fold *fold);
 /* Writes the results to the contiguous `out` and `second` (items of `item` and `item2` bytes); either may be NULL. */
-void      rsi_fold_run(const rsi_exec *x, const rsi_fold_plan *plan, const rsi_fold *fold, const rs_tensor *in, void *out, size_t item,
-                       void *second, size_t item2, double param, void *scratch);
+void      rsi_fold_run(const rsi_exec *x, const rsi_fold_plan *plan, const rsi_fold *fold, const rs_tensor *in, void *out,
+                       size_t item, void *second, size_t item2, double param, void *scratch);
 
 #endif

@@ -40,12 +40,12 @@ static rs_status check_inputs(const rsi_call *c, const rs_tensor *x, const rs_te
   position_shape(x, &ndim, shape);
   const int64_t classes = x->shape[x->ndim > 1];
   RSI_CHECK(target->ndim == ndim && memcmp(target->shape, shape, sizeof(int64_t) * (size_t)ndim) == 0, RS_ERR_SHAPE,
-            "input %s has %lld classes in dimension %d, so target must have shape %s, but it has %s", rsi_text(x), (long long)classes,
-            (x->ndim > 1) + rsi_base(c), rsi_shape_text(ndim, shape), rsi_text(target));
+            "input %s has %lld classes in dimension %d, so target must have shape %s, but it has %s", rsi_text(x),
+            (long long)classes, (x->ndim > 1) + rsi_base(c), rsi_shape_text(ndim, shape), rsi_text(target));
   RSI_CHECK(classes > 0 || target->numel == 0, RS_ERR_SHAPE, "input %s has no classes", rsi_text(x));
   if (!weight) return RS_OK;
-  RSI_CHECK(weight->ndim == 1 && weight->shape[0] == classes, RS_ERR_SHAPE, "weight must have shape [%lld], one for each class, but has %s",
-            (long long)classes, rsi_text(weight));
+  RSI_CHECK(weight->ndim == 1 && weight->shape[0] == classes, RS_ERR_SHAPE,
+            "weight must have shape [%lld], one for each class, but has %s", (long long)classes, rsi_text(weight));
   RSI_CHECK(weight->dtype == x->dtype, RS_ERR_DTYPE, "weight is %s but input is %s; cast one of them", rs_dtype_name(weight->dtype),
             rs_dtype_name(x->dtype));
   return RS_OK;
@@ -66,7 +66,8 @@ static rs_status cross_entropy_infer(rsi_call *c) {
 static rs_status backward_infer(rsi_call *c) {
   const rs_tensor *const g = c->in[0], *const x = c->in[1], *const lse = c->in[3];
   RSI_TRY(check_inputs(c, x, c->in[2], c->in[4]));
-  RSI_CHECK(rsi_same_shape(lse, c->in[2]), RS_ERR_SHAPE, "lse %s must have the shape of target %s", rsi_text(lse), rsi_text(c->in[2]));
+  RSI_CHECK(rsi_same_shape(lse, c->in[2]), RS_ERR_SHAPE, "lse %s must have the shape of target %s", rsi_text(lse),
+            rsi_text(c->in[2]));
   RSI_CHECK(RSI_ATTR(c, cross_entropy)->reduction != NONE ? g->ndim == 0 : rsi_same_shape(g, c->in[2]), RS_ERR_SHAPE,
             "gradient %s does not fit target %s under this reduction", rsi_text(g), rsi_text(c->in[2]));
   RSI_CHECK(g->dtype == x->dtype, RS_ERR_DTYPE, "gradient is %s but input is %s", rs_dtype_name(g->dtype), rs_dtype_name(x->dtype));
@@ -394,8 +395,9 @@ static const rsi_sample cross_entropy_backward_samples[] = {
 
 const rs_op rsi_op_cross_entropy = {
   .name = "cross_entropy",
-  .doc = "Cross entropy of scores x: [N, C], [N, C, ...] or [C] and class ids, with optional class weights: -w[t] log softmax(x)[t]; "
-         "mean divides by the sum of the weights of the labels that count. Output 1 (the logsumexp) is for the gradient.",
+  .doc = "Cross entropy of scores x: [N, C], [N, C, ...] or [C] and class ids, with optional class weights: -w[t] log "
+         "softmax(x)[t]; mean divides by the sum of the weights of the labels that count. Output 1, the logsumexp, is for "
+         "the gradient.",
   .inputs = "x,target,weight?", .nin_min = 2, .nin_max = 3, .nout = 2, .nout_public = 1,
   .traits = RSI_T_INDEXED, .dtypes = RSI_FLOATS | RSI_HALF, RSI_USES_ATTRS(cross_entropy),
   .infer = cross_entropy_infer, .grad = cross_entropy_grad,
@@ -420,8 +422,8 @@ enum { MSE_PART = 32768 };   /* elements whose squares are summed together */
 static rs_status mse_infer(rsi_call *c) {
   const rs_tensor *const x = c->in[0], *const y = c->in[1];
   RSI_CHECK(rsi_same_shape(x, y), RS_ERR_SHAPE,
-            "input %s and target %s differ in shape; reshape one of them (broadcasting here is nearly always a mistake)", rsi_text(x),
-            rsi_text(y));
+            "input %s and target %s differ in shape; reshape one of them (broadcasting here is nearly always a mistake)",
+            rsi_text(x), rsi_text(y));
   rsi_desc_of(x, &c->desc[0]);
   if (RSI_ATTR(c, mse_loss)->reduction != NONE) c->desc[0].ndim = 0;
   return RS_OK;

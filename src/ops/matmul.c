@@ -8,7 +8,7 @@
 ** Work is shared out by cutting the result into blocks of rows and columns, never along k, and the cut follows from the shape
 ** alone. So an element is summed in one order, whatever the number of threads.
 */
-#include "ops/op.h"
+#include "ops/product.h"
 #include "backend/backend.h"
 #include <string.h>
 
@@ -19,7 +19,10 @@ enum {
 };
 
 typedef struct plan {
-  const rs_tensor *a, *b, *bias;          /* bias: [n] or NULL */
+  const void *a, *b, *bias;               /* bias: [n] or NULL */
+  void   *out;                            /* [batch, m, n], rows ldc elements apart */
+  int     dtype, beta;                    /* beta: added to what is there */
+  int64_t ldc, bias_stride;
   int64_t batch, m, n, k;
   int64_t ars, acs, brs, bcs;             /* strides, in elements, within one product */
   int     ndim;                           /* dimensions of the batch that are left, with the strides of both operands */
@@ -44,8 +47,8 @@ static void add_batch(plan *p, int64_t size, int64_t as, int64_t bs) {
 static void operands_of_matmul(plan *p, const rsi_call *c) {
   const rs_tensor *const a = c->in[0], *const b = c->in[1];
   const int na = a->ndim, nb = b->ndim, ba = na > 2 ? na - 2 : 0, bb = nb > 2 ? nb - 2 : 0, nd = ba > bb ? ba : bb;
-  p->a = a;
-  p->b = b;
+  p->a = a->data;
+  p->b = b->data;
   p->k = a->shape[na - 1];
   p->acs = a->strides[na - 1];
   p->m = na > 1 ? a->shape[na - 2] : 1;
@@ -63,9 +66,9 @@ static void operands_of_matmul(plan *p, const rsi_call *c) {
 static void operands_of_linear(plan *p, const rsi_call *c) {
   const rs_tensor *const x = c->in[0], *const w = c->in[1];
   const int nx = x->ndim;
-  p->a = x;
-  p->b = w;
-  p->bias = c->in[2];
+  p->a = x->data;
+  p->b = w->data;
+  if (c->in[2]) p->bias = c->in[2]->data, p->bias_stride = c->in[2]->strides[0];
   p->k = x->shape[nx - 1];
   p->acs = x->strides[nx - 1];
   p->m = nx > 1 ? x->shape[nx - 2] : 1;
@@ -77,9 +80,9 @@ static void operands_of_linear(plan *p, const rsi_call *c) {
 }
 
 /* Cuts the result into blocks, and the blocks into groups. */
-static void cut(plan *p, const rsi_call *c, int dtype) {
-  const double step = c->x->k->level == RSI_ISA_AVX512 ? 0.008 : c->x->k->level == RSI_ISA_AVX2 ? 0.016 : 0.045;
-  const double m = (double)p->m, n = (double)p->n, k = (double)p->k, wide = dtype == RS_F64 ? 2.0 : 1.0;
+static void cut(plan *p, const rsi_exec *x) {
+  const double step = x->k->level == RSI_ISA_AVX512 ? 0.008 : x->k->level == RSI_ISA_AVX2 ? 0.016 : 0.045;
+  const double m = (double)p->m, n = (double)p->n, k = (double)p->k, wide = p->dtype == RS_F64 ? 2.0 : 1.0;
   const double ns = wide * (step * m * n * k + 0.03 * (m * k + k * n + m * n));   /* arithmetic and memory */
   const double worth = ns / BLOCK_NS;
   int64_t down = 1, across = 1;
@@ -99,9 +102,7 @@ static void cut(plan *p, const rsi_call *c, int dtype) {
 
 /* False when the result is empty: then there is nothing to do. */
 static bool make_plan(plan *p, const rsi_call *c) {
-  p->bias = NULL;
-  p->ndim = 0;
-  p->batch = 1;
+  *p = (plan){.dtype = c->in[0]->dtype, .batch = 1};
   if (c->op == &rsi_op_linear) operands_of_linear(p, c);
   else operands_of_matmul(p, c);
   if (p->m == 1) p->ars = 0;
@@ -115,7 +116,8 @@ static bool make_plan(plan *p, const rsi_call *c) {
   }
   for (int i = 0; i < p->ndim; i++) p->batch *= p->shape[i];
   if (p->batch == 0 || p->m == 0 || p->n == 0) return false;
-  cut(p, c, c->in[0]->dtype);
+  p->ldc = p->n;
+  cut(p, c->x);
   return true;
 }
 
@@ -123,9 +125,10 @@ static bool make_plan(plan *p, const rsi_call *c) {
 
 typedef struct job {
   const plan     *p;
-  const rsi_call *c;
+  const rsi_exec *x;
   bool            blas;
-  size_t          scratch;   /* of a group */
+  char           *scratch;
+  size_t          bytes;     /* of scratch, for a group */
 } job;
 
 /* The stride that BLAS calls lda; false when neither rows nor columns lie together. */
@@ -147,27 +150,27 @@ static bool leading(int64_t rows, int64_t columns, int64_t rs, int64_t cs, bool 
     bool ta, tb;                                                                                                            \
     int64_t lda, ldb;                                                                                                       \
     if (!j->blas || p->k == 0) {                                                                                            \
-      j->c->x->k->gemm->ours(m, n, p->k, a, p->ars, p->acs, b, p->brs, p->bcs, beta, c, p->n, scratch);                     \
+      j->x->k->gemm->ours(m, n, p->k, a, p->ars, p->acs, b, p->brs, p->bcs, beta, c, p->ldc, scratch);                      \
       return;                                                                                                               \
     }                                                                                                                       \
     leading(p->m, p->k, p->ars, p->acs, &ta, &lda);                                                                         \
     leading(p->k, p->n, p->brs, p->bcs, &tb, &ldb);                                                                         \
-    blas_gemm(ta, tb, m, n, p->k, a, lda, b, ldb, beta, c, p->n);                                                           \
+    blas_gemm(ta, tb, m, n, p->k, a, lda, b, ldb, beta, c, p->ldc);                                                         \
   }                                                                                                                         \
   static void name##_bias(const plan *p, int64_t m, int64_t n, int64_t first, T *c) {                                       \
-    const int64_t s = p->bias->strides[0];                                                                                  \
-    const T *const bias = (const T *)p->bias->data + first * s;                                                             \
+    const int64_t s = p->bias_stride;                                                                                       \
+    const T *const bias = (const T *)p->bias + first * s;                                                                   \
     for (int64_t i = 0; i < m; i++)                                                                                         \
-      if (s == 1) memcpy(c + i * p->n, bias, sizeof(T) * (size_t)n);                                                        \
+      if (s == 1) memcpy(c + i * p->ldc, bias, sizeof(T) * (size_t)n);                                                      \
       else                                                                                                                  \
-        for (int64_t q = 0; q < n; q++) c[i * p->n + q] = bias[q * s];                                                      \
+        for (int64_t q = 0; q < n; q++) c[i * p->ldc + q] = bias[q * s];                                                    \
   }                                                                                                                         \
   static void name##_block(const job *j, int64_t a, int64_t b, int64_t c, int64_t m, int64_t n, int64_t first,              \
                            void *scratch) {                                                                                 \
     const plan *const p = j->p;                                                                                             \
-    T *const to = (T *)j->c->out[0]->data + c;                                                                              \
+    T *const to = (T *)p->out + c;                                                                                          \
     if (p->bias) name##_bias(p, m, n, first, to);                                                                           \
-    name(j, m, n, (const T *)p->a->data + a, (const T *)p->b->data + b, p->bias != NULL, to, scratch);                      \
+    name(j, m, n, (const T *)p->a + a, (const T *)p->b + b, p->beta || p->bias, to, scratch);                               \
   }
 MULTIPLY(multiply_f32, float, sgemm, rsi_blas_sgemm)
 MULTIPLY(multiply_f64, double, dgemm, rsi_blas_dgemm)
@@ -181,9 +184,9 @@ static void run_item(const job *j, int64_t item, void *scratch) {
     a += q % p->shape[i] * p->as[i];
     b += q % p->shape[i] * p->bs[i];
   }
-  const int64_t at = (product * p->m + row) * p->n + column;
+  const int64_t at = (product * p->m + row) * p->ldc + column;
   const int64_t m = smaller(p->block_m, p->m - row), n = smaller(p->block_n, p->n - column);
-  if (p->a->dtype == RS_F32) multiply_f32_block(j, a, b, at, m, n, column, scratch);
+  if (p->dtype == RS_F32) multiply_f32_block(j, a, b, at, m, n, column, scratch);
   else multiply_f64_block(j, a, b, at, m, n, column, scratch);
 }
 
@@ -191,27 +194,32 @@ static void run_groups(void *arg, int64_t first, int64_t last) {
   const job *const j = arg;
   const plan *const p = j->p;
   for (int64_t g = first; g < last; g++) {
-    char *const scratch = j->scratch ? (char *)j->c->scratch + (size_t)g * j->scratch : NULL;
+    char *const scratch = j->bytes ? j->scratch + (size_t)g * j->bytes : NULL;
     for (int64_t i = p->items * g / p->groups; i < p->items * (g + 1) / p->groups; i++) run_item(j, i, scratch);
   }
 }
 
-static size_t group_scratch(const plan *p, const rsi_call *c) {
-  return (c->x->k->gemm->scratch(p->block_m, p->block_n, p->k, rsi_item_size(p->a)) + 63) / 64 * 64;
+static size_t group_scratch(const plan *p, const rsi_exec *x) {
+  return (x->k->gemm->scratch(p->block_m, p->block_n, p->k, rsi_dtype_size[p->dtype]) + 63) / 64 * 64;
+}
+
+static void run_plan(const rsi_exec *x, const plan *p, bool blas, void *scratch) {
+  job j = {p, x, blas, scratch, blas ? 0 : group_scratch(p, x)};
+  if (p->groups == 1) run_groups(&j, 0, 1);
+  else rsi_parallel(x, p->groups, p->work, run_groups, &j);
 }
 
 static rs_status run(const rsi_call *c, bool blas) {
   plan p;
   if (!make_plan(&p, c)) return RS_OK;
-  job j = {&p, c, blas, blas ? 0 : group_scratch(&p, c)};
-  if (p.groups == 1) run_groups(&j, 0, 1);
-  else rsi_parallel(c->x, p.groups, p.work, run_groups, &j);
+  p.out = c->out[0]->data;
+  run_plan(c->x, &p, blas, c->scratch);
   return RS_OK;
 }
 
 static size_t tiled_scratch(const rsi_call *c) {
   plan p;
-  return make_plan(&p, c) ? (size_t)p.groups * group_scratch(&p, c) : 0;
+  return make_plan(&p, c) ? (size_t)p.groups * group_scratch(&p, c->x) : 0;
 }
 
 static rs_status tiled_run(const rsi_call *c) { return run(c, false); }
@@ -231,6 +239,24 @@ static bool blas_accepts(const rsi_call *c) {
 }
 
 static rs_status blas_run(const rsi_call *c) { return run(c, true); }
+
+/* ---- inside other ops ------------------------------------------------------------------------------------------------ */
+
+size_t rsi_product_scratch(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k) {
+  plan p = {.dtype = dtype, .batch = 1, .m = m, .n = n, .k = k};
+  if (m == 0 || n == 0) return 0;
+  cut(&p, x);
+  return (size_t)p.groups * group_scratch(&p, x);
+}
+
+void rsi_product(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k, const void *a, int64_t ars, int64_t acs,
+                 const void *b, int64_t brs, int64_t bcs, int beta, void *c, int64_t ldc, void *scratch) {
+  plan p = {.a = a, .b = b, .out = c, .dtype = dtype, .beta = beta, .ldc = ldc, .batch = 1, .m = m, .n = n, .k = k,
+            .ars = ars, .acs = acs, .brs = brs, .bcs = bcs};
+  if (m == 0 || n == 0) return;
+  cut(&p, x);
+  run_plan(x, &p, false, scratch);
+}
 
 static const rsi_kernel kernels[] = {
   {"openblas", RSI_BLAS, RSI_FLOATS, blas_accepts, NULL, blas_run},

@@ -22,8 +22,8 @@ static inline void store_real(void *data, int dtype, int64_t i, double value) {
 /* An optional vector with one value for each of n. */
 static rs_status check_vector(const rs_tensor *t, const char *name, int64_t n, const rs_tensor *x) {
   if (!t) return RS_OK;
-  RSI_CHECK(t->ndim == 1 && t->shape[0] == n, RS_ERR_SHAPE, "%s %s must have shape [%lld] for input %s", name, rsi_text(t), (long long)n,
-            rsi_text(x));
+  RSI_CHECK(t->ndim == 1 && t->shape[0] == n, RS_ERR_SHAPE, "%s %s must have shape [%lld] for input %s", name, rsi_text(t),
+            (long long)n, rsi_text(x));
   RSI_CHECK(t->dtype == x->dtype, RS_ERR_DTYPE, "%s is %s but input is %s; cast one of them", name, rs_dtype_name(t->dtype),
             rs_dtype_name(x->dtype));
   return RS_OK;
@@ -35,6 +35,64 @@ static rs_status check_like(const rs_tensor *g, const rs_tensor *x) {
   return RS_OK;
 }
 
+/* ---- second derivatives ---------------------------------------------------------------------------------------------- */
+
+/*
+** Both norms have dx = r P(u) with u = g weight, r = rstd, xhat = (x - mean) r and P(z) = z - E(z) - xhat E(xhat z), where E is
+** the mean over the normalised elements; dweight = sum(g xhat), dbias = sum(g). P is symmetric and d xhat = r P(dx). With h, hw
+** and hb the gradients of dx, dweight and dbias:
+**   for g       weight r P(h) + hw xhat + hb
+**   for weight  sum(g r P(h))
+**   for x       r P(v) - xhat r^2 E(h P(u)),  v = hw g - r (h E(xhat u) + u E(xhat h))
+** Mean and rstd are computed from x again here: what was saved is not seen as a function of x, and third derivatives need that.
+*/
+typedef struct second {
+  rsi_grad  *g;
+  rs_list    dims;             /* that are normalised together */
+  rs_tensor *xhat, *r;
+} second;
+
+static rs_tensor *mul(const second *s, rs_tensor *a, rs_tensor *b) { return rsi_emit2(s->g, RS_OP_mul, NULL, a, b); }
+static rs_tensor *sub(const second *s, rs_tensor *a, rs_tensor *b) { return rsi_emit2(s->g, RS_OP_sub, NULL, a, b); }
+static rs_tensor *add(const second *s, rs_tensor *a, rs_tensor *b) {
+  return !a ? b : !b ? a : rsi_emit2(s->g, RS_OP_add, NULL, a, b);
+}
+
+static rs_tensor *expect(const second *s, rs_tensor *t) {
+  const struct { rs_list dims; int64_t keepdim; } mean = {s->dims, 1};   /* the attributes of mean */
+  return rsi_emit1(s->g, RS_OP_mean, &mean, t);
+}
+
+static rs_tensor *project(const second *s, rs_tensor *t) {
+  return sub(s, sub(s, t, expect(s, t)), mul(s, s->xhat, expect(s, mul(s, s->xhat, t))));
+}
+
+static void normalise_again(second *s, rs_tensor *x, double eps) {
+  rs_tensor *const centred = sub(s, x, expect(s, x));
+  rs_tensor *const var = expect(s, mul(s, centred, centred));
+  s->r = rsi_emit1(s->g, RS_OP_rsqrt, NULL, rsi_b_add_scalar(s->g, var, eps));
+  s->xhat = mul(s, centred, s->r);
+}
+
+/* Inputs of the op: g, x, mean, rstd, weight?; weight, hw and hb are given here in a shape that broadcasts to x, or NULL. */
+static void second_derivative(const second *s, rs_tensor *weight, rs_tensor *hw, rs_tensor *hb, const rs_list *weight_dims) {
+  rs_tensor *const gy = rsi_in(s->g, 0), *const h = rsi_gout(s->g, 0);
+  rs_tensor *const u = weight ? mul(s, gy, weight) : gy, *const rph = mul(s, s->r, project(s, h));
+  if (rsi_needs(s->g, 0))
+    rsi_give(s->g, 0, add(s, add(s, weight ? mul(s, rph, weight) : rph, hw ? mul(s, s->xhat, hw) : NULL), hb));
+  if (rsi_needs(s->g, 1)) {
+    rs_tensor *const pair = add(s, mul(s, h, expect(s, mul(s, s->xhat, u))), mul(s, u, expect(s, mul(s, s->xhat, h))));
+    rs_tensor *v = rsi_b_scale(s->g, mul(s, s->r, pair), -1.0);
+    if (hw) v = add(s, v, mul(s, gy, hw));
+    rs_tensor *const along = mul(s, mul(s, s->r, s->r), expect(s, mul(s, h, project(s, u))));
+    rsi_give(s->g, 1, sub(s, mul(s, s->r, project(s, v)), mul(s, s->xhat, along)));
+  }
+  if (weight && rsi_needs(s->g, 4)) {
+    rs_tensor *const t = mul(s, gy, rph);
+    rsi_give(s->g, 4, weight_dims ? rsi_b_sum(s->g, t, weight_dims, false) : t);
+  }
+}
+
 /* ---- batch norm: shapes ---------------------------------------------------------------------------------------------- */
 
 #define BATCH_NORM_ATTRS(F, T)                                                                                              \
@@ -43,7 +101,9 @@ static rs_status check_like(const rs_tensor *g, const rs_tensor *x) {
   F(T, FLOAT, eps, 1e-5, 0, RSI_BIG, NULL, "added to the variance")
 RSI_ATTRS(batch_norm, BATCH_NORM_ATTRS)
 
-#define BATCH_NORM_BACKWARD_ATTRS(F, T) F(T, BOOL, training, 1, 0, 1, NULL, "the statistics came from this batch")
+#define BATCH_NORM_BACKWARD_ATTRS(F, T)                                                                                     \
+  F(T, BOOL, training, 1, 0, 1, NULL, "the statistics came from this batch")                                                \
+  F(T, FLOAT, eps, 1e-5, 0, RSI_BIG, NULL, "what was added to the variance")
 RSI_ATTRS(batch_norm_backward, BATCH_NORM_BACKWARD_ATTRS)
 
 enum { X, WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR };
@@ -56,7 +116,8 @@ static rs_status batch_norm_infer(rsi_call *c) {
   RSI_TRY(check_vector(c->in[BIAS], "bias", channels, x));
   RSI_TRY(check_vector(c->in[RUNNING_MEAN], "running_mean", channels, x));
   RSI_TRY(check_vector(c->in[RUNNING_VAR], "running_var", channels, x));
-  RSI_CHECK(!c->in[RUNNING_MEAN] == !c->in[RUNNING_VAR], RS_ERR_ARG, "running_mean and running_var go together; give both or neither");
+  RSI_CHECK(!c->in[RUNNING_MEAN] == !c->in[RUNNING_VAR], RS_ERR_ARG,
+            "running_mean and running_var go together; give both or neither");
   if (!RSI_ATTR(c, batch_norm)->training)
     RSI_CHECK(c->in[RUNNING_MEAN], RS_ERR_ARG, "without training it needs running_mean and running_var");
   else
@@ -315,12 +376,40 @@ static rs_status batch_norm_backward_run(const rsi_call *c) {
 /* ---- batch norm: the ops --------------------------------------------------------------------------------------------- */
 
 static void batch_norm_grad(rsi_grad *g) {
-  const batch_norm_backward_attrs back = {.training = ((const batch_norm_attrs *)rsi_attrs(g))->training};
+  const batch_norm_attrs *const a = rsi_attrs(g);
+  const batch_norm_backward_attrs back = {.training = a->training, .eps = a->eps};
   rs_tensor *const in[5] = {rsi_gout(g, 0), rsi_in(g, X), rsi_out(g, 1), rsi_out(g, 2), rsi_in(g, WEIGHT)};
   rs_tensor *out[3] = {NULL};
   rsi_emit(g, RS_OP_batch_norm_backward, &back, 5, in, 3, out);
   for (int i = 0; i < 3; i++)
     if (rsi_needs(g, i)) rsi_give(g, i, out[i]);
+}
+
+/* With given statistics dx = g weight r: no E, and mean and r do not move with x. */
+static void batch_norm_backward_grad(rsi_grad *g) {
+  const batch_norm_backward_attrs *const a = rsi_attrs(g);
+  const rsi_desc *const x = rsi_in_desc(g, 1);
+  const int ndim = x->ndim;
+  int64_t shape[RS_MAX_DIMS];
+  second s = {.g = g};
+  for (int i = 0; i < ndim; i++) {
+    shape[i] = i == 1 ? x->shape[1] : 1;
+    if (i != 1) s.dims.v[s.dims.n++] = i;
+  }
+  rs_tensor *const weight = rsi_b_reshape(g, rsi_in(g, 4), ndim, shape);
+  rs_tensor *const hw = rsi_has_gout(g, 1) ? rsi_b_reshape(g, rsi_gout(g, 1), ndim, shape) : NULL;
+  rs_tensor *const hb = rsi_has_gout(g, 2) ? rsi_b_reshape(g, rsi_gout(g, 2), ndim, shape) : NULL;
+  if (a->training) {
+    normalise_again(&s, rsi_in(g, 1), a->eps);
+    second_derivative(&s, weight, hw, hb, &s.dims);
+    return;
+  }
+  s.r = rsi_b_reshape(g, rsi_in(g, 3), ndim, shape);
+  s.xhat = mul(&s, sub(&s, rsi_in(g, 1), rsi_b_reshape(g, rsi_in(g, 2), ndim, shape)), s.r);
+  rs_tensor *const rh = mul(&s, rsi_gout(g, 0), s.r);
+  if (rsi_needs(g, 0)) rsi_give(g, 0, add(&s, add(&s, weight ? mul(&s, rh, weight) : rh, hw ? mul(&s, s.xhat, hw) : NULL), hb));
+  if (rsi_needs(g, 1) && hw) rsi_give(g, 1, mul(&s, mul(&s, rsi_in(g, 0), hw), s.r));
+  if (rsi_needs(g, 4)) rsi_give(g, 4, rsi_b_sum(g, mul(&s, rsi_in(g, 0), rh), &s.dims, false));
 }
 
 static const rsi_kernel batch_norm_kernels[] = {
@@ -333,7 +422,7 @@ static const rsi_kernel batch_norm_backward_kernels[] = {
 };
 
 static const batch_norm_attrs bn_train = {1, 0.3, 1e-3}, bn_eval = {0, 0.1, 1e-5};
-static const batch_norm_backward_attrs bn_back_eval = {0};
+static const batch_norm_backward_attrs bn_back_eval = {0, 1e-5};
 
 static const rsi_sample batch_norm_samples[] = {
   {"f7x33,f33,f33", NULL, 0, 0},
@@ -346,7 +435,7 @@ static const rsi_sample batch_norm_samples[] = {
   {"f2x0x4", NULL, 0, 0},
   {NULL, NULL, 0, 0},
 };
-/* No second derivative. */
+/* Not differentiated by themselves: mean and rstd would have to move with x. */
 static const rsi_sample batch_norm_backward_samples[] = {
   {"f7x33,f7x33,f33,f33@0.5:2,f33", NULL, 0, 1},
   {"f5x3x4x4,f5x3x4x4,f3,f3@0.5:2,f3", NULL, 0, 1},
@@ -355,12 +444,13 @@ static const rsi_sample batch_norm_backward_samples[] = {
   {NULL, NULL, 0, 0},
 };
 
+#define BACKWARD_SAVES (RSI_KEEP_IN(0) | RSI_KEEP_IN(1) | RSI_KEEP_IN(2) | RSI_KEEP_IN(3) | RSI_KEEP_IN(4))
 #define BATCH_SAVES (RSI_KEEP_IN(X) | RSI_KEEP_IN(WEIGHT) | RSI_KEEP_OUT(1) | RSI_KEEP_OUT(2))
 
 const rs_op rsi_op_batch_norm = {
   .name = "batch_norm",
-  .doc = "(x - mean) / sqrt(var + eps) weight + bias for each channel of x: [N, C] or [N, C, ...]; in training with the mean and the "
-         "biased variance of the batch, moving running_mean and running_var (unbiased) in place (Ioffe, Szegedy 2015).",
+  .doc = "(x - mean) / sqrt(var + eps) weight + bias for each channel of x: [N, C] or [N, C, ...]; in training with the mean "
+         "and the biased variance of the batch, moving running_mean and running_var (unbiased) in place (Ioffe, Szegedy 2015).",
   .inputs = "x,weight?,bias?,running_mean?,running_var?", .nin_min = 1, .nin_max = 5, .nout = 3, .nout_public = 1,
   .dtypes = RSI_FLOATS | RSI_HALF, RSI_USES_ATTRS(batch_norm),
   .infer = batch_norm_infer, .writes = batch_norm_writes, .grad = batch_norm_grad, .saves = {BATCH_SAVES, BATCH_SAVES, BATCH_SAVES},
@@ -372,7 +462,9 @@ const rs_op rsi_op_batch_norm_backward = {
   .doc = "Gradients of batch_norm for x, weight and bias, from its gradient g, its input and the mean and rstd that it used.",
   .inputs = "g,x,mean,rstd,weight?", .nin_min = 4, .nin_max = 5, .nout = 3,
   .traits = RSI_T_INTERNAL, .dtypes = RSI_FLOATS | RSI_HALF, RSI_USES_ATTRS(batch_norm_backward),
-  .infer = batch_norm_backward_infer, .kernels = batch_norm_backward_kernels, .samples = batch_norm_backward_samples,
+  .infer = batch_norm_backward_infer, .grad = batch_norm_backward_grad,
+  .saves = {BACKWARD_SAVES, BACKWARD_SAVES, 0, 0, BACKWARD_SAVES},
+  .kernels = batch_norm_backward_kernels, .samples = batch_norm_backward_samples,
 };
 
 /* ---- layer norm ------------------------------------------------------------------------------------------------------ */
@@ -551,13 +643,23 @@ static void layer_norm_grad(rsi_grad *g) {
     if (rsi_needs(g, i)) rsi_give(g, i, out[i]);
 }
 
+static void layer_norm_backward_grad(rsi_grad *g) {
+  const layer_norm_attrs *const a = rsi_attrs(g);
+  const int ndim = rsi_in_desc(g, 1)->ndim;
+  second s = {.g = g};
+  for (int i = ndim - (int)a->normalized_shape.n; i < ndim; i++) s.dims.v[s.dims.n++] = i;
+  normalise_again(&s, rsi_in(g, 1), a->eps);
+  second_derivative(&s, rsi_in(g, 4), rsi_has_gout(g, 1) ? rsi_gout(g, 1) : NULL, rsi_has_gout(g, 2) ? rsi_gout(g, 2) : NULL, NULL);
+}
+
 static const rsi_kernel layer_norm_kernels[] = {{"layer_norm", RSI_PORTABLE, RSI_FLOATS, NULL, NULL, layer_norm_run}, {0}};
 static const rsi_kernel layer_norm_backward_kernels[] = {
   {"layer_norm_backward", RSI_PORTABLE, RSI_FLOATS, NULL, layer_norm_backward_scratch, layer_norm_backward_run},
   {0},
 };
 
-static const layer_norm_attrs ln_33 = {{1, {33}}, 1e-5}, ln_4_5 = {{2, {4, 5}}, 1e-3}, ln_7 = {{1, {7}}, 1e-5}, ln_0 = {{1, {0}}, 1e-5};
+static const layer_norm_attrs ln_33 = {{1, {33}}, 1e-5}, ln_4_5 = {{2, {4, 5}}, 1e-3};
+static const layer_norm_attrs ln_7 = {{1, {7}}, 1e-5}, ln_0 = {{1, {0}}, 1e-5};
 
 static const rsi_sample layer_norm_samples[] = {
   {"f7x33,f33,f33", &ln_33, 0, 0},
@@ -569,7 +671,7 @@ static const rsi_sample layer_norm_samples[] = {
   {"f3x0", &ln_0, 0, 0},
   {NULL, NULL, 0, 0},
 };
-/* No second derivative. */
+/* Not differentiated by themselves: mean and rstd would have to move with x. */
 static const rsi_sample layer_norm_backward_samples[] = {
   {"f7x33,f7x33,f7,f7@0.5:2,f33", &ln_33, 0, 1},
   {"f2x3x4x5,f2x3x4x5,f2x3,f2x3@0.5:2,f4x5", &ln_4_5, 0, 1},
@@ -596,5 +698,7 @@ const rs_op rsi_op_layer_norm_backward = {
   .doc = "Gradients of layer_norm for x, weight and bias, from its gradient g, its input and the mean and rstd that it used.",
   .inputs = "g,x,mean,rstd,weight?", .nin_min = 4, .nin_max = 5, .nout = 3,
   .traits = RSI_T_INTERNAL, .dtypes = RSI_FLOATS | RSI_HALF, RSI_USES_ATTRS(layer_norm),
-  .infer = layer_norm_backward_infer, .kernels = layer_norm_backward_kernels, .samples = layer_norm_backward_samples,
+  .infer = layer_norm_backward_infer, .grad = layer_norm_backward_grad,
+  .saves = {BACKWARD_SAVES, BACKWARD_SAVES, 0, 0, BACKWARD_SAVES},
+  .kernels = layer_norm_backward_kernels, .samples = layer_norm_backward_samples,
 };

@@ -34,7 +34,8 @@ static int groups_of(const rsi_call *c) { return count_of(c) > 0 ? (int)((c->nin
 
 static rs_status check_member(const rs_tensor *t, const rs_tensor *p, const char *what, long long number) {
   RSI_CHECK(t, RS_ERR_ARG, "%s %lld is missing", what, number);
-  RSI_CHECK(rsi_same_shape(t, p), RS_ERR_SHAPE, "%s %lld has shape %s but its parameter %s", what, number, rsi_text(t), rsi_text(p));
+  RSI_CHECK(rsi_same_shape(t, p), RS_ERR_SHAPE, "%s %lld has shape %s but its parameter %s", what, number, rsi_text(t),
+            rsi_text(p));
   RSI_CHECK(t->dtype == p->dtype, RS_ERR_DTYPE, "%s %lld is %s but its parameter %s", what, number, rs_dtype_name(t->dtype),
             rs_dtype_name(p->dtype));
   return RS_OK;
@@ -55,8 +56,8 @@ static rs_status check_inputs(const rsi_call *c, int64_t numbers, const char *na
     const rs_tensor *const p = member(c, 0, i);
     const long long number = (long long)i + rsi_base(c);
     RSI_CHECK(p, RS_ERR_ARG, "parameter %lld is missing", number);
-    RSI_CHECK(p->dtype == RS_F32 || p->dtype == RS_F64, RS_ERR_DTYPE, "parameter %lld is %s; only f32 and f64 can be updated", number,
-              rs_dtype_name(p->dtype));
+    RSI_CHECK(p->dtype == RS_F32 || p->dtype == RS_F64, RS_ERR_DTYPE, "parameter %lld is %s; only f32 and f64 can be updated",
+              number, rs_dtype_name(p->dtype));
     if (!member(c, 1, i)) continue;
     for (int g = 1; g < groups; g++) RSI_TRY(check_member(member(c, g, i), p, what[g], number));
   }

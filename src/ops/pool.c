@@ -29,6 +29,7 @@ RSI_ATTRS(avg_pool2d, AVG_ATTRS)
 RSI_ATTRS(avg_pool2d_backward, AVG_BACK_ATTRS)
 RSI_ATTRS(adaptive_avg_pool2d, ADAPTIVE_ATTRS)
 RSI_ATTRS(adaptive_avg_pool2d_backward, INPUT_SIZE)
+RSI_ATTRS(adaptive_max_pool2d, ADAPTIVE_ATTRS)
 
 static rs_status check_images(const rs_tensor *x, const char *name) {
   RSI_CHECK(x->ndim == 4, RS_ERR_SHAPE, "%s must have 4 dimensions, [N, C, H, W], got %s", name, rsi_text(x));
@@ -400,6 +401,61 @@ static void adaptive_avg_pool2d_backward_grad(rsi_grad *g) {
   if (rsi_needs(g, 0)) rsi_give(g, 0, rsi_emit1(g, RS_OP_adaptive_avg_pool2d, &a, rsi_gout(g, 0)));
 }
 
+/* ---- adaptive maximum ------------------------------------------------------------------------------------------------ */
+
+/* The bins of adaptive_avg_pool2d, the positions and gradient of max_pool2d. */
+static rs_status adaptive_max_pool2d_infer(rsi_call *c) {
+  const rs_tensor *const x = c->in[0];
+  const rs_list *const size = &RSI_ATTR(c, adaptive_max_pool2d)->output_size;
+  RSI_TRY(check_images(x, "input"));
+  RSI_TRY(check_list("output_size", size, 1, false));
+  RSI_CHECK(x->shape[2] > 0 && x->shape[3] > 0 && x->shape[2] <= INT32_MAX / x->shape[3], RS_ERR_SHAPE, "input %s has images %s",
+            rsi_text(x), x->shape[2] > 0 && x->shape[3] > 0 ? "with more than 2147483647 pixels" : "without pixels");
+  c->desc[0] = (rsi_desc){.dtype = x->dtype, .ndim = 4,
+                          .shape = {x->shape[0], x->shape[1], rsi_at(size, 0, 1), rsi_at(size, 1, 1)}};
+  c->desc[1] = c->desc[0];
+  c->desc[1].dtype = RS_I32;
+  return RS_OK;
+}
+
+/* x: [h, w], y and index: [oh, ow] */
+#define ADAPTIVE_MAX(T)                                                                                                     \
+  static void adaptive_max_##T(void *arg, int64_t first, int64_t last) {                                                    \
+    const job *const j = arg;                                                                                               \
+    const rsi_pool_shape *const s = &j->s;                                                                                  \
+    for (int64_t p = first; p < last; p++) {                                                                                \
+      const T *const x = (const T *)(const void *)j->in + p * j->size;                                                      \
+      T *y = (T *)(void *)j->out + p * j->plane;                                                                            \
+      int32_t *index = j->index + p * j->plane;                                                                             \
+      for (int64_t i = 0; i < s->oh; i++)                                                                                   \
+        for (int64_t k = 0; k < s->ow; k++) {                                                                               \
+          const int64_t top = i * s->h / s->oh, bottom = ((i + 1) * s->h + s->oh - 1) / s->oh;                              \
+          const int64_t left = k * s->w / s->ow, right = ((k + 1) * s->w + s->ow - 1) / s->ow;                              \
+          int64_t best = top * s->w + left;                                                                                 \
+          for (int64_t r = top; r < bottom; r++)                                                                            \
+            for (int64_t q = left; q < right; q++) {                                                                        \
+              const int64_t at = r * s->w + q;                                                                              \
+              if (x[at] > x[best] || x[at] != x[at]) best = at;                                                             \
+            }                                                                                                               \
+          *y++ = x[best];                                                                                                   \
+          *index++ = (int32_t)best;                                                                                         \
+        }                                                                                                                   \
+    }                                                                                                                       \
+  }
+ADAPTIVE_MAX(float)
+ADAPTIVE_MAX(double)
+
+static rs_status adaptive_max_pool2d_run(const rsi_call *c) {
+  const rs_tensor *const x = c->in[0], *const y = c->out[0];
+  const rsi_pool_shape s = {.h = x->shape[2], .w = x->shape[3], .oh = y->shape[2], .ow = y->shape[3]};
+  job j = make_job(c, &s);
+  j.index = c->out[1]->data;
+  rsi_parallel(c->x, planes(x), 3 * plane_work(&s), x->dtype == RS_F32 ? adaptive_max_float : adaptive_max_double, &j);
+  return RS_OK;
+}
+
+#define adaptive_max_pool2d_grad max_pool2d_grad
+
 /* ---- samples --------------------------------------------------------------------------------------------------------- */
 
 #define ONE(a) {1, {a}}
@@ -441,6 +497,11 @@ static const rsi_sample adaptive_avg_pool2d_samples[] = {
   {"f2x3x7x7", &to1, 0, 0},  {"f2x2x8x7", &to32, 0, 0}, {"f1x2x3x5", &to_more, 0, 0},
   {"f1x1x9x33", &to1, 0, 0}, {"f0x3x7x7", &to1, 0, 0},  {NULL, NULL, 0, 0}};
 
+static const adaptive_max_pool2d_attrs max_to1 = {ONE(1)}, max_to32 = {PAIR(3, 2)}, max_to_more = {PAIR(4, 9)};
+static const rsi_sample adaptive_max_pool2d_samples[] = {
+  {"d2x3x7x7", &max_to1, 0, 0},  {"d2x2x8x7", &max_to32, 0, 0}, {"d1x2x3x5", &max_to_more, 0, 0},
+  {"d1x1x9x33", &max_to1, 0, 0}, {"d0x3x7x7", &max_to1, 0, 0},  {NULL, NULL, 0, 0}};
+
 static const adaptive_avg_pool2d_backward_attrs to1_back = {{4, {2, 3, 7, 7}}}, to32_back = {{4, {2, 2, 8, 7}}},
                                                 to_more_back = {{4, {1, 2, 3, 5}}}, to1_empty = {{4, {0, 3, 7, 7}}};
 static const rsi_sample adaptive_avg_pool2d_backward_samples[] = {
@@ -458,6 +519,7 @@ KERNELS(avg_pool2d)
 KERNELS(avg_pool2d_backward)
 KERNELS(adaptive_avg_pool2d)
 KERNELS(adaptive_avg_pool2d_backward)
+KERNELS(adaptive_max_pool2d)
 
 const rs_op rsi_op_max_pool2d = {
   .name = "max_pool2d",
@@ -555,4 +617,18 @@ const rs_op rsi_op_adaptive_avg_pool2d_backward = {
   .grad = adaptive_avg_pool2d_backward_grad,
   .kernels = adaptive_avg_pool2d_backward_kernels,
   .samples = adaptive_avg_pool2d_backward_samples,
+};
+
+const rs_op rsi_op_adaptive_max_pool2d = {
+  .name = "adaptive_max_pool2d",
+  .doc = "Largest elements of the bins of adaptive_avg_pool2d; NaN counts as largest. The second result is internal, as in max_pool2d.",
+  .inputs = "x",
+  .nin_min = 1, .nin_max = 1, .nout = 2, .nout_public = 1,
+  .dtypes = RSI_FLOATS,
+  RSI_USES_ATTRS(adaptive_max_pool2d),
+  .infer = adaptive_max_pool2d_infer,
+  .grad = adaptive_max_pool2d_grad,
+  .saves = {RSI_KEEP_OUT(1)},
+  .kernels = adaptive_max_pool2d_kernels,
+  .samples = adaptive_max_pool2d_samples,
 };

@@ -180,6 +180,13 @@ rs_status rsi_infer_same(rsi_call *c) {
   return RS_OK;
 }
 
+static bool has_shape(const rs_tensor *t, const rsi_desc *d) {
+  if (t->ndim != d->ndim) return false;
+  for (int i = 0; i < d->ndim; i++)
+    if (t->shape[i] != d->shape[i]) return false;
+  return true;
+}
+
 rs_status rsi_infer_broadcast(rsi_call *c) {
   rsi_desc *const out = &c->desc[0];
   const rs_tensor *first = NULL;
@@ -193,7 +200,7 @@ rs_status rsi_infer_broadcast(rsi_call *c) {
     }
     RSI_CHECK(t->dtype == first->dtype, RS_ERR_DTYPE, "inputs of dtype %s and %s do not go together; cast one of them",
               rs_dtype_name(first->dtype), rs_dtype_name(t->dtype));
-    if (t->ndim == out->ndim && memcmp(t->shape, out->shape, sizeof(int64_t) * (size_t)t->ndim) == 0) continue;
+    if (rsi_likely(has_shape(t, out))) continue;
     const int ndim = out->ndim;
     int64_t shape[RS_MAX_DIMS];
     memcpy(shape, out->shape, sizeof shape);

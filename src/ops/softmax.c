@@ -80,8 +80,9 @@ static rs_status run(const rsi_call *c, job *j) {
     else if (i > dim) j->inner *= x->shape[i];
     else j->n = x->shape[i];
   j->blocks = (j->inner + RSI_COLUMNS - 1) / RSI_COLUMNS;
+  const int64_t width = j->inner < RSI_COLUMNS ? j->inner : RSI_COLUMNS;
   if (j->inner == 1) rsi_parallel(c->x, outer, work * (double)j->n + 20.0, run_rows, j);
-  else rsi_parallel(c->x, outer * j->blocks, work * (double)(j->n * (j->inner < RSI_COLUMNS ? j->inner : RSI_COLUMNS)), run_columns, j);
+  else rsi_parallel(c->x, outer * j->blocks, work * (double)(j->n * width), run_columns, j);
   return RS_OK;
 }
 

@@ -98,9 +98,7 @@ rs_status rsi_broadcast(int na, const int64_t *a, int nb, const int64_t *b, int 
 /* ---- life ------------------------------------------------------------------------------------------------------------ */
 
 void rsi_storage_release(rsi_storage *s) {
-  if (atomic_load_explicit(&s->refs, memory_order_acquire) != 1 &&
-      atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) != 1)
-    return;
+  if (!rsi_ref_drop(&s->refs)) return;
   rsi_free(s->heap, (char *)s - STORAGE_AT, s->block);
 }
 
@@ -239,15 +237,12 @@ rs_status rsi_tensor_share(rs_tensor *t, rs_tensor **out) {
 }
 
 rs_tensor *rs_tensor_retain(rs_tensor *t) {
-  atomic_fetch_add_explicit(&t->refs, 1, memory_order_relaxed);
+  rsi_ref_take(&t->refs);
   return t;
 }
 
 void rs_tensor_release(rs_tensor *t) {
-  if (!t) return;
-  if (atomic_load_explicit(&t->refs, memory_order_acquire) != 1 &&
-      atomic_fetch_sub_explicit(&t->refs, 1, memory_order_acq_rel) != 1)
-    return;
+  if (!t || !rsi_ref_drop(&t->refs)) return;
   rsi_node *const node = t->node;
   rsi_storage *const storage = t->storage;
   rsi_header_free(t);

@@ -75,7 +75,7 @@ static inline void rsi_wrote(const rs_tensor *t, const char *op) {
   t->storage->writer = op;
 }
 static inline const char *rsi_last_writer(const rsi_storage *s) { return s->writer ? s->writer : "a write"; }
-static inline void rsi_storage_retain(rsi_storage *s) { atomic_fetch_add_explicit(&s->refs, 1, memory_order_relaxed); }
+static inline void rsi_storage_retain(rsi_storage *s) { rsi_ref_take(&s->refs); }
 /* Gives t another storage. A header that lies in its old storage's block keeps that block. */
 void      rsi_tensor_move(rs_tensor *t, rsi_storage *to);
 /* A new reference to t, or an alias when t lies inside a node and cannot be kept. */

@@ -13,6 +13,7 @@ local args = require "resin.nn.args"
 local Module = require "resin.nn.module"
 local ops = require "resin.ops"
 local scope = require "resin.scope"
+local Tensor = require "resin.tensor"
 
 local C = lib.C
 
@@ -120,22 +121,21 @@ end
 
 -- ---- arithmetic -----------------------------------------------------------------------------------------------------------
 
-local is_module = class.is_module
-
 local function operand(x)
-  if is_module(x) then return x:forward() end
+  if getmetatable(x) == LearnableAlpha then return x:forward() end
   return x
 end
 
-local function arithmetic(op)
-  return function(a, b) return op(operand(a), operand(b)) end
+for _, name in ipairs{"add", "sub", "mul", "div", "pow"} do
+  local op = ops[name]
+  LearnableAlpha["__" .. name] = function(a, b) return op(operand(a), operand(b)) end
+  -- With a tensor on the left Lua asks the tensor.
+  Tensor["__" .. name] = function(a, b)
+    if getmetatable(b) == LearnableAlpha then b = b:forward() end
+    return op(a, b)
+  end
 end
 
-LearnableAlpha.__add = arithmetic(ops.add)
-LearnableAlpha.__sub = arithmetic(ops.sub)
-LearnableAlpha.__mul = arithmetic(ops.mul)
-LearnableAlpha.__div = arithmetic(ops.div)
-LearnableAlpha.__pow = arithmetic(ops.pow)
-LearnableAlpha.__unm = function(a) return ops.neg(a:forward()) end
+function LearnableAlpha.__unm(a) return ops.neg(a:forward()) end
 
 return LearnableAlpha

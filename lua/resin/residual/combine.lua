@@ -121,10 +121,10 @@ define("multiply", {
     local a, made = factor(apply.alpha, x, apply, layout, spatial)
     local scaled, scaled_made = times(r, a)
     local gain = add(scaled, 1)
-    local y = mul(x, gain)
-    free(gain)
     if scaled_made then free(scaled) end
     if made then free(a) end
+    local y = mul(x, gain)
+    free(gain)
     return y
   end,
 })

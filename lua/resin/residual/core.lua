@@ -10,13 +10,13 @@ local class = require "resin.nn.class"
 local Module = require "resin.nn.module"
 local emit = require "resin.residual.emit"
 local fit = require "resin.residual.fit"
+local infer = require "resin.residual.infer"
 local link = require "resin.residual.link"
 
 local C = lib.C
 local Tensor, free = scope.Tensor, scope.free
 local fail = check.fail
 local getmetatable, type, select = getmetatable, type, select
-local structure = class.structure
 
 local core = {}
 
@@ -200,15 +200,19 @@ end
 -- ---- for containers -------------------------------------------------------------------------------------------------------
 
 local function compile(plan, with_options)
-  local fn = emit.compile(plan, with_options, scope.current, check, where, Tensor, scope.free, scope.call, C, more, wrong, combined,
+  local fn = emit.forward(plan, with_options, scope.current, check, where, Tensor, scope.free, scope.call, C, more, wrong, combined,
     for_writing)
   plan[with_options and "forward_with_options" or "forward"] = fn
   return fn
 end
 
-local function renew(container, plan)
-  if plan and link.current(plan) then return plan end
-  plan = link.plan(container)
+--- Makes the plan of a container anew, and the layers that it determines.
+---@param container resin.nn.Module
+---@return table plan
+function core.renew(container)
+  local plan = link.plan(container)
+  infer.try(plan)
+  plan.fresh = emit.fresh(plan)
   rawset(container, "_plan", plan)
   return plan
 end
@@ -218,8 +222,8 @@ end
 ---@return table plan
 function core.plan(container)
   local plan = rawget(container, "_plan")
-  if plan and plan.version == structure.version then return plan end
-  return renew(container, plan)
+  if plan and plan.fresh(plan.sequence) then return plan end
+  return core.renew(container)
 end
 
 --- A container's forward.
@@ -230,7 +234,7 @@ end
 ---@return table? extras  what layers returned besides their results
 function core.forward(container, x, options)
   local plan = rawget(container, "_plan")
-  if not plan or plan.version ~= structure.version then plan = renew(container, plan) end
+  if not plan or not plan.fresh(plan.sequence) then plan = core.renew(container) end
   if plan.unresolved[1] then link.require_resolved(plan) end
   if getmetatable(x) ~= Tensor or not x.h then check.tensor(x, container.type .. ": input") end
   if options == nil then return scope.run(plan.forward or compile(plan), plan, x) end

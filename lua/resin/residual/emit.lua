@@ -142,16 +142,23 @@ function emit.text(plan, with_options)
   return table.concat(out)
 end
 
+-- function(s): are the containers of the plan's sequence still as they were?
+local function fresh_text(plan)
+  local out, s, at = {"return function(s)\n  return true"}, plan.sequence, 1
+  while s[at] do
+    local n = s[at + 1]
+    for i = 1, n do out[#out + 1] = ("    and s[%d][%d] == s[%d]"):format(at, i, at + 1 + i) end
+    out[#out + 1] = ("    and rawget(s[%d], %d) == nil"):format(at, n + 1)
+    at = at + 2 + n
+  end
+  out[#out + 1] = "end\n"
+  return table.concat(out, "\n")
+end
+
 local compiled = setmetatable({}, {__mode = "v"})
 local directory = debug.getinfo(1, "S").source:match("^(.*/)") or "@"
 
---- The function of a plan.
----@param plan table
----@param with_options boolean
----@param ... any  what HEAD names
----@return function
-function emit.compile(plan, with_options, ...)
-  local text = emit.text(plan, with_options)
+local function load_text(text, ...)
   local fn = compiled[text]
   if not fn then
     fn = assert(loadstring(text, directory .. "plan"))(...)
@@ -159,5 +166,17 @@ function emit.compile(plan, with_options, ...)
   end
   return fn
 end
+
+--- The forward of a plan: function(plan, x, options).
+---@param plan table
+---@param with_options boolean
+---@param ... any  what HEAD names
+---@return function
+function emit.forward(plan, with_options, ...) return load_text(emit.text(plan, with_options), ...) end
+
+--- function(plan.sequence): do the containers still have the children that the plan was made of?
+---@param plan table
+---@return function
+function emit.fresh(plan) return load_text(fresh_text(plan)) end
 
 return emit

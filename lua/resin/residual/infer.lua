@@ -9,6 +9,7 @@ local create = require "resin.create"
 local grad = require "resin.grad"
 local Module = require "resin.nn.module"
 local scope = require "resin.scope"
+local Sequential = require("resin.nn.sequential").Sequential
 local shapes = require "resin.nn.shapes"
 local fit = require "resin.residual.fit"
 local link = require "resin.residual.link"
@@ -216,15 +217,48 @@ local function walk(plan, shape, options, visit)
   return shape, taken
 end
 
+-- Calls fn(...) and puts the path of layers back, also when it fails.
+local function guarded(fn, ...)
+  local depth = check.depth
+  local ok, out = pcall(fn, ...)
+  check.depth = depth
+  if not ok then error(out, 0) end
+  return out
+end
+
+local STRICT = {strict = true}
+
 --- Follows a given shape and makes what is missing. What does not fit is an error.
 ---@param plan table
 ---@param shape (integer|false)[]
 ---@return (integer|false)[]? result  nil when an operation's result has no known shape
 function infer.build(plan, shape)
-  local depth = check.depth
-  local out = walk(plan, shape, {strict = true}, equip)
-  check.depth = depth
+  link.require_resolved(plan)
+  return (guarded(walk, plan, shape, STRICT, equip))
+end
+
+-- The shape after any module: through its children where it is a plain Sequential, so that a function in it may be run on zeros.
+local function through(m, shape)
+  if m.forward == Sequential.forward then
+    for i = 1, #m do
+      local depth = check.push(m.type, i, m[i].type)
+      shape = through(m[i], shape)
+      check.depth = depth
+    end
+    return shape
+  end
+  local out, why = shape_after(m, shape)
+  if not out and not link.is_residual(m) then out = dry_run(m, shape) end
+  if not out then error(why, 0) end
   return out
+end
+
+--- Makes what is missing in a module and everything below it, for an input of `shape`.
+---@param m resin.nn.Module
+---@param shape (integer|false)[]
+function infer.module(m, shape)
+  shapes.check(shape, m.type .. ": build")
+  guarded(through, m, shape)
 end
 
 local function projection_text(p)
@@ -244,13 +278,10 @@ local function without_guesses(shape, at)
   return out
 end
 
---- At construction: makes what the declared sizes determine, and raises a mismatch that no input can mend.
----@param plan table
-function infer.try(plan)
-  local depth = check.depth
+local function try(plan)
   local decisions = {}
   local function collect(_, i, d) decisions[#decisions + 1] = {i, d} end
-  local found = {}
+  local found, depth = {}, check.depth
   for g, guess in ipairs(GUESSES) do
     for variant = 1, 2 do
       decisions = {}
@@ -274,5 +305,9 @@ function infer.try(plan)
     end
   end
 end
+
+--- At construction: makes what the declared sizes determine, and raises a mismatch that no input can mend.
+---@param plan table
+function infer.try(plan) guarded(try, plan) end
 
 return infer

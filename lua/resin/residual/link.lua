@@ -13,10 +13,10 @@
 --   layout, spatial   of the value before the step (fit.lua)
 --   record   of APPLY: the entry {name, key, module} it reads
 --   run      of APPLY: the function of its operation;  gated: it needs gates
--- and n, slots (their number), unresolved, sequence (containers and children, to see a change), children (by name).
+-- and n, slots (their number), unresolved, children (by name), and sequence: each container, the number of its children, and these,
+-- to see later whether the containers still are as they were.
 
 local check = require "resin.check"
-local class = require "resin.nn.class"
 local combine = require "resin.residual.combine"
 local Record = require "resin.residual.record"
 local Apply = require "resin.residual.apply"
@@ -28,11 +28,13 @@ local LAYER, RECORD, APPLY, ENTER, LEAVE = 1, 2, 3, 4, 5
 -- Set by sequential.lua: what a ResidualSequential's forward is.
 link.forward = nil
 
-local function is_residual(m) return m.forward == link.forward end
-
---- Is a container laid out in the plan of the one around it?
+--- Is it a ResidualSequential that runs as such?
 ---@param m resin.nn.Module
 ---@return boolean
+function link.is_residual(m) return m.forward == link.forward end
+local is_residual = link.is_residual
+
+-- Is a container laid out in the plan of the one around it?
 local function transparent(m) return is_residual(m) or m.forward == Sequential.forward end
 
 local function quote(key) return type(key) == "string" and ('"%s"'):format(key) or tostring(key) end
@@ -152,15 +154,11 @@ local function frame_of(container, parent)
   return frame
 end
 
--- Writes a container, the number of its children, and the children with their names.
-local function remember(sequence, container, names)
+-- Writes down a container, the number of its children, and the children.
+local function remember(sequence, container)
   local n = #sequence
   sequence[n + 1], sequence[n + 2] = container, #container
-  n = n + 2
-  for i = 1, #container do
-    sequence[n + 1], sequence[n + 2] = container[i], names[i] or false
-    n = n + 2
-  end
+  for i = 1, #container do sequence[n + 2 + i] = container[i] end
 end
 
 local function lay_out(plan, container, parent, children)
@@ -171,7 +169,7 @@ local function lay_out(plan, container, parent, children)
   end
   local frame = frame_of(container, parent)
   local names = rawget(container, "_names") or {}
-  remember(plan.sequence, container, names)
+  remember(plan.sequence, container)
   for i = 1, #container do
     local child, key = container[i], names[i] or i
     local step = {module = child, owner = container.type, key = key, container = container}
@@ -298,28 +296,7 @@ function link.plan(container)
   plan.n = n
   plan.by_name = index_children(plan.children)
   plan.steps = nil
-  plan.version = class.structure.version
   return plan
-end
-
---- Are the containers of a plan still as they were when it was made?
----@param plan table
----@return boolean
-function link.current(plan)
-  local sequence = plan.sequence
-  local at = 1
-  while at < #sequence do
-    local container, n = sequence[at], sequence[at + 1]
-    if #container ~= n then return false end
-    local names = rawget(container, "_names") or {}
-    at = at + 2
-    for i = 1, n do
-      if container[i] ~= sequence[at] or (names[i] or false) ~= sequence[at + 1] then return false end
-      at = at + 2
-    end
-  end
-  plan.version = class.structure.version
-  return true
 end
 
 --- The ENTER steps of the containers around step i, outermost first.

@@ -21,17 +21,9 @@ local ResidualSequential = class.define("ResidualSequential", parts.Sequential, 
 ResidualSequential.forward = core.forward
 link.forward = core.forward
 
--- Makes the plan anew and the layers that it determines.
-local function relink(self)
-  rawset(self, "_plan", nil)
-  infer.try(core.plan(self))
-end
-
 -- Undoes a change that cannot be: the container stays as it was.
 local function changed(self, undo, ...)
-  local depth = check.depth
-  local ok, err = pcall(relink, self)
-  check.depth = depth
+  local ok, err = pcall(core.renew, self)
   if ok then return end
   undo(self, ...)
   rawset(self, "_plan", nil)
@@ -42,7 +34,7 @@ function ResidualSequential:init(...)
   rawset(self, "_filling", true)
   Numbered.init(self, ...)
   rawset(self, "_filling", nil)
-  relink(self)
+  core.renew(self)
 end
 
 local function take_out(self, position) Numbered.remove(self, position) end
@@ -70,21 +62,11 @@ end
 function ResidualSequential:output_shape(shape)
   shapes.check(shape, self.type)
   local plan = core.plan(self)
-  link.require_resolved(plan)
   local out = infer.build(plan, shape)
   if not out then
     check.fail("%s: the shape of its result is not known, because an operation is a function; register it with a shape", self.type)
   end
   return out
-end
-
---- Makes what follows from the shape of the input (projections, gates), so that an optimiser finds it: model:build{8, 64}.
---- Any batch size will do.
----@param shape integer[]
----@return resin.nn.ResidualSequential self
-function ResidualSequential:build(shape)
-  self:output_shape(shape)
-  return self
 end
 
 return ResidualSequential

@@ -1,0 +1,16 @@
+/*
+** One matrix product inside another op, on as many threads as it pays for: the same cut into blocks as matmul, which follows
+** from the sizes alone.
+*/
+#ifndef RSI_PRODUCT_H
+#define RSI_PRODUCT_H
+
+#include "ops/op.h"
+
+/* Bytes of scratch, aligned to 64, that rsi_product of these sizes needs. */
+size_t rsi_product_scratch(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k);
+/* c: [m, n] = (beta ? c : 0) + a: [m, k] x b: [k, n], f32 or f64, with strides in elements as rsi_k_gemm takes them. */
+void rsi_product(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k, const void *a, int64_t ars, int64_t acs,
+                 const void *b, int64_t brs, int64_t bcs, int beta, void *c, int64_t ldc, void *scratch);
+
+#endif
