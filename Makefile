@@ -157,4 +157,4 @@ uninstall:
 clean:
 	rm -rf $(B)
 
--include $(OBJECTS:.o=.d)
+-include $(OBJECTS:.o=.d) $(B)/obj/src/tools/opgen.d $(B)/obj/ops_api.d

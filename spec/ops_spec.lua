@@ -14,7 +14,8 @@ local F32, F64 = 0, 1
 -- Inputs that are read but have no gradient by definition: running statistics, class weights, the overwritten target.
 local NO_GRADIENT = { batch_norm = { [4] = true, [5] = true }, cross_entropy = { [3] = true }, assign = { [1] = true } }
 -- Ops whose gradient is an op without a rule: there is no second derivative, and the error says so.
-local ONCE = { batch_norm = true, layer_norm = true, cross_entropy = true, max_pool2d = true }
+local ONCE = { batch_norm = true, layer_norm = true, cross_entropy = true, max_pool2d = true,
+  rnn = true, gru = true, lstm = true, scaled_dot_product_attention = true }
 
 local kernels_run = {}
 

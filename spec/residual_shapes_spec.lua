@@ -285,7 +285,7 @@ describe("names and options that do not fit", function()
   end)
 
   it("operations and their options", function()
-    fails('Apply: unsupported operation "foo"; choose from add, concat, gated, highway, max, mean, min, multiply, subtract',
+    fails('Apply: unsupported operation "foo"; choose from add, concat, gated, highway, max, mean, min, multiply, ',
       Apply, {operation = "foo"})
     fails('a record is named by the second value or by record_name: Apply("add", "input"), Apply{record_name = "input"}', Apply,
       "input")

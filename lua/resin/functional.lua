@@ -6,6 +6,7 @@ local ops = require "resin.ops"
 local B = require "resin.binding"
 local lib = require "resin.lib"
 local scope = require "resin.scope"
+local spatial = require "resin.spatial"
 local C = lib.C
 
 local type, getmetatable = type, getmetatable
@@ -190,6 +191,24 @@ function F.accuracy(scores, labels)
   return ops.mean(ops.cast(ops.eq(ops.argmax(scores, -1), ops.cast(labels, "i64")), "f32")):item()
 end
 
+-- ---- activations that are others with constants ---------------------------------------------------------------------------
+
+local SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+
+---Klambauer and others 2017: elu with the constants that keep mean 0 and variance 1.
+function F.selu(x) return ops.elu(x, SELU_ALPHA, SELU_SCALE) end
+
+---elu with the slope 1 on both sides of 0 for every alpha.
+function F.celu(x, alpha)
+  if type(alpha) == "table" then alpha = check.options(alpha, { "alpha" }, "celu").alpha end
+  alpha = alpha or 1
+  return ops.elu(x, alpha, 1, 1 / alpha)
+end
+
+---x held between 0 and 6.
+function F.relu6(x) return ops.hardtanh(x, 0, 6) end
+
+for _, name in ipairs(spatial.public) do F[name] = spatial[name] end
 for name, fn in pairs(composites) do F[name] = fn end
 
 ---Makes the composites methods of tensors.

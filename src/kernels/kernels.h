@@ -13,6 +13,7 @@
 #include "kernels/norm.h"
 #include "kernels/conv.h"
 #include "kernels/optim.h"
+#include "kernels/rnn.h"
 #include "kernels/activation.h"
 #include "kernels/rms.h"
 
@@ -24,6 +25,7 @@ typedef struct rsi_kernels {
   const rsi_k_norm         *norm;
   const rsi_k_conv         *conv;
   const rsi_k_optim        *optim;
+  const rsi_k_rnn          *rnn;
   const rsi_k_activation   *activation;
   const rsi_k_rms          *rms;
 } rsi_kernels;

@@ -10,6 +10,7 @@ extern const rsi_k_conv        RSI_ISA(rsi_k_conv);
 extern const rsi_k_optim       RSI_ISA(rsi_k_optim);
 extern const rsi_k_activation  RSI_ISA(rsi_k_activation);
 extern const rsi_k_rms         RSI_ISA(rsi_k_rms);
+extern const rsi_k_rnn         RSI_ISA(rsi_k_rnn);
 extern const rsi_kernels       RSI_ISA(rsi_kernels);
 
 const rsi_kernels RSI_ISA(rsi_kernels) = {
@@ -20,6 +21,7 @@ const rsi_kernels RSI_ISA(rsi_kernels) = {
   .norm = &RSI_ISA(rsi_k_norm),
   .conv = &RSI_ISA(rsi_k_conv),
   .optim = &RSI_ISA(rsi_k_optim),
+  .rnn = &RSI_ISA(rsi_k_rnn),
   .activation = &RSI_ISA(rsi_k_activation),
   .rms = &RSI_ISA(rsi_k_rms),
 };

@@ -209,14 +209,9 @@ static plan make_plan(const rsi_call *c, rsi_conv_kind kind) {
   return p;
 }
 
-/* A recording may be run with more threads than there are now. */
-static int threads_of(const rsi_call *c) {
-  return c->ctx != NULL && rs_is_tracing(c->ctx) ? RSI_MOST_LANES : rsi_pool_threads(c->x->pool);
-}
-
 static size_t plan_scratch(const rsi_call *c, rsi_conv_kind kind) {
   const plan p = make_plan(c, kind);
-  const int64_t lanes = p.work < MIN_WORK ? 1 : rsi_lane_count(threads_of(c), p.tasks);
+  const int64_t lanes = p.work < MIN_WORK ? 1 : rsi_lane_count(rsi_pool_threads(c->x->pool), p.tasks);
   return (size_t)lanes * (p.col + p.gemm);
 }
 
@@ -399,7 +394,7 @@ static bool onednn_accepts(const rsi_call *c, rsi_conv_kind kind) {
 
 static size_t onednn_scratch(const rsi_call *c, rsi_conv_kind kind) {
   const rsi_conv_shape s = shape_of(c, kind);
-  return rsi_onednn_conv_scratch(c->x->onednn, kind, &s, kind == RSI_CONV_FORWARD && c->in[2] != NULL, threads_of(c));
+  return rsi_onednn_conv_scratch(c->x->onednn, kind, &s, kind == RSI_CONV_FORWARD && c->in[2] != NULL, rsi_pool_threads(c->x->pool));
 }
 
 static rs_status onednn_run(const rsi_call *c, rsi_conv_kind kind) {

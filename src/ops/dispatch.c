@@ -173,13 +173,13 @@ static const rsi_kernel *choose(const rs_ctx *ctx, const rsi_call *c, int dtype)
   return NULL;
 }
 
-static rs_status run_kernel(rs_ctx *ctx, rsi_call *c, const rsi_kernel *k, size_t *scratch) {
-  *scratch = k->scratch ? k->scratch(c) : 0;
+static rs_status run_kernel(rs_ctx *ctx, rsi_call *c, const rsi_kernel *k) {
+  const size_t scratch = k->scratch ? k->scratch(c) : 0;
   ctx->last_kernel = k->name;
-  if (rsi_likely(*scratch == 0)) return k->run(c);
-  RSI_TRY(rsi_alloc(ctx->x.heap, *scratch, &c->scratch));
+  if (rsi_likely(scratch == 0)) return k->run(c);
+  RSI_TRY(rsi_alloc(ctx->x.heap, scratch, &c->scratch));
   const rs_status status = k->run(c);
-  rsi_free(ctx->x.heap, c->scratch, *scratch);
+  rsi_free(ctx->x.heap, c->scratch, scratch);
   c->scratch = NULL;
   return status;
 }
@@ -316,7 +316,6 @@ static void release_outputs(const rs_op *op, rs_tensor **out, bool inplace) {
 static rs_status execute(rs_ctx *ctx, rsi_call *c, inputs *a, const rs_tensor *lead, bool inplace, bool recorded) {
   const rs_op *const op = c->op;
   const rsi_kernel *kernel = NULL;
-  size_t scratch = 0;
   if (op->traits & RSI_T_VIEW) RSI_TRY(make_view(ctx, c, a));
   else {
     const int dtype = lead ? lead->dtype : c->desc[0].dtype;
@@ -326,11 +325,11 @@ static rs_status execute(rs_ctx *ctx, rsi_call *c, inputs *a, const rs_tensor *l
     for (int j = 0; j < op->nout && !inplace; j++) RSI_TRY(rsi_tensor_new(ctx->x.heap, &c->desc[j], &c->out[j]));
     if (inplace) c->out[0] = c->in[0];
     if (op->writes) RSI_TRY(check_writes(ctx, c));
-    RSI_TRY(run_kernel(ctx, c, kernel, &scratch));
+    RSI_TRY(run_kernel(ctx, c, kernel));
     if (inplace) rsi_wrote(c->in[0], op->name);
     if (op->writes) mark_writes(c);
   }
-  if (rsi_unlikely(ctx->trace != NULL)) RSI_TRY(rsi_trace_append(ctx, c, kernel, scratch, inplace));
+  if (rsi_unlikely(ctx->trace != NULL)) RSI_TRY(rsi_trace_append(ctx, c, kernel, inplace));
   return recorded ? rsi_record(c, inplace) : RS_OK;
 }
 

@@ -24,7 +24,6 @@ typedef struct rsi_instr {
   int              *ids;               /* values of the inputs (-1: left out), then of the outputs */
   size_t            ids_bytes;
   void             *attrs;
-  size_t            scratch;
   bool              inplace;
   rsi_desc          desc[RS_MAX_OUTPUTS];
 } rsi_instr;
@@ -38,7 +37,6 @@ struct rs_program {
   rsi_instr      *instrs;
   int            *outputs;
   int             nvalues, values_capacity, ninstrs, instrs_capacity, ninputs, noutputs;
-  size_t          scratch;             /* the largest that an instruction needs */
 };
 
 struct rsi_trace {

@@ -8,6 +8,6 @@
 #include "ctx.h"
 
 /* The dispatcher ran `c`; its outputs become new values. kernel NULL: a view of in[0]. In place: out[0] is in[0]. */
-rs_status rsi_trace_append(rs_ctx *ctx, const rsi_call *c, const rsi_kernel *kernel, size_t scratch, bool inplace);
+rs_status rsi_trace_append(rs_ctx *ctx, const rsi_call *c, const rsi_kernel *kernel, bool inplace);
 
 #endif

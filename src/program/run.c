@@ -10,7 +10,10 @@ struct rs_workspace {
   const rs_program *program;
   rs_ctx           *ctx;
   size_t            bytes;        /* of this block */
-  void             *scratch;
+  void             *scratch;      /* the most that a kernel needs with these loops and this many threads */
+  size_t            scratch_bytes;
+  const rsi_kernels *k;
+  int               threads;
   rs_tensor       **tensors;      /* [nvalues] */
   rsi_call         *calls;        /* [ninstrs] */
   rs_tensor       **operands;     /* inputs and outputs of all calls */
@@ -83,7 +86,7 @@ static void prepare_calls(rs_workspace *w) {
     c->nin = instr->nin;
     c->nout = instr->nout;
     c->attrs = instr->attrs;
-    c->scratch = w->scratch;
+    c->scratch = NULL;
     memcpy(c->desc, instr->desc, sizeof c->desc);
     c->in = at;
     for (int i = 0; i < instr->nin + instr->nout; i++)
@@ -91,6 +94,27 @@ static void prepare_calls(rs_workspace *w) {
     c->out = at + instr->nin;
     at += instr->nin + instr->nout;
   }
+}
+
+/* Kernels may need other scratch memory when the context's threads or instruction set were changed. */
+static rs_status fit_scratch(rs_workspace *w) {
+  const rs_program *const p = w->program;
+  rsi_heap *const heap = w->ctx->x.heap;
+  size_t most = 0;
+  void *block = NULL;
+  for (int k = 0; k < p->ninstrs; k++) {
+    const rsi_kernel *const kernel = p->instrs[k].kernel;
+    const size_t bytes = kernel && kernel->scratch ? kernel->scratch(&w->calls[k]) : 0;
+    if (bytes > most) most = bytes;
+  }
+  if (most) RSI_TRY(rsi_alloc(heap, most, &block));
+  if (w->scratch) rsi_free(heap, w->scratch, w->scratch_bytes);
+  w->scratch = block;
+  w->scratch_bytes = most;
+  w->k = w->ctx->x.k;
+  w->threads = w->ctx->threads;
+  for (int k = 0; k < p->ninstrs; k++) w->calls[k].scratch = block;
+  return RS_OK;
 }
 
 rs_status rs_workspace_create(rs_ctx *ctx, const rs_program *p, rs_workspace **out) {
@@ -110,13 +134,16 @@ rs_status rs_workspace_create(rs_ctx *ctx, const rs_program *p, rs_workspace **o
   w->operands = (void *)((char *)block + ops);
   rsi_ctx_retain(ctx);
   atomic_fetch_add_explicit(&((rs_program *)(uintptr_t)p)->refs, 1, memory_order_relaxed);
-  rs_status status = p->scratch ? rsi_alloc(ctx->x.heap, p->scratch, &w->scratch) : RS_OK;
+  rs_status status = RS_OK;
   for (int id = 0; id < p->nvalues && status == RS_OK; id++) status = make_tensor(w, id);
+  if (status == RS_OK) {
+    prepare_calls(w);
+    status = fit_scratch(w);
+  }
   if (status != RS_OK) {
     rs_workspace_release(w);
     return status;
   }
-  prepare_calls(w);
   *out = w;
   return RS_OK;
 }
@@ -130,7 +157,7 @@ void rs_workspace_release(rs_workspace *w) {
     if (borrows(p, id)) rsi_free(ctx->x.heap, w->tensors[id], sizeof(rs_tensor));
     else rs_tensor_release(w->tensors[id]);
   }
-  if (w->scratch) rsi_free(ctx->x.heap, w->scratch, p->scratch);
+  if (w->scratch) rsi_free(ctx->x.heap, w->scratch, w->scratch_bytes);
   rsi_free(ctx->x.heap, w, w->bytes);
   rs_program_release(p);
   rs_ctx_release(ctx);
@@ -188,6 +215,7 @@ rs_status rs_program_run(const rs_program *p, rs_workspace *w, rs_tensor *const 
   RSI_CHECK(nin == p->ninputs && nout == p->noutputs, RS_ERR_ARG, "program: %d inputs and %d outputs were given, it has %d and %d",
             nin, nout, p->ninputs, p->noutputs);
   RSI_TRY(bind(w, inputs));
+  if (rsi_unlikely(w->k != w->ctx->x.k || w->threads != w->ctx->threads)) RSI_TRY(fit_scratch(w));
   for (int k = 0; k < p->ninstrs; k++) {
     const rsi_instr *const instr = &p->instrs[k];
     const rsi_call *const c = &w->calls[k];

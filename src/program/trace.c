@@ -75,7 +75,7 @@ static rs_status add_ids(rsi_trace *t, const rsi_call *c, rsi_instr *instr, cons
   return RS_OK;
 }
 
-rs_status rsi_trace_append(rs_ctx *ctx, const rsi_call *c, const rsi_kernel *kernel, size_t scratch, bool inplace) {
+rs_status rsi_trace_append(rs_ctx *ctx, const rsi_call *c, const rsi_kernel *kernel, bool inplace) {
   rsi_trace *const t = ctx->trace;
   rs_program *const p = t->program;
   RSI_TRY(grow(p->heap, (void **)&p->instrs, p->ninstrs, &p->instrs_capacity, sizeof(rsi_instr)));
@@ -85,9 +85,7 @@ rs_status rsi_trace_append(rs_ctx *ctx, const rsi_call *c, const rsi_kernel *ker
   instr->kernel = kernel;
   instr->nin = c->nin;
   instr->nout = c->nout;
-  instr->scratch = scratch;
   instr->inplace = inplace;
-  if (scratch > p->scratch) p->scratch = scratch;
   if (c->op->attrs_size) {
     RSI_TRY(rsi_alloc(p->heap, (size_t)c->op->attrs_size, &instr->attrs));
     memcpy(instr->attrs, c->attrs, (size_t)c->op->attrs_size);

@@ -14,7 +14,7 @@ local infer = require "resin.residual.infer"
 local link = require "resin.residual.link"
 
 local C = lib.C
-local Tensor, free = scope.Tensor, scope.free
+local Tensor, free, current = scope.Tensor, scope.free, scope.current
 local fail = check.fail
 local getmetatable, type, select = getmetatable, type, select
 
@@ -40,7 +40,7 @@ local function where(plan, step)
     parts[#parts + 1] = ("%s %s (%s)"):format(plan.owner[k], tostring(plan.key[k]), plan.module[k].type)
   end
   local i = math.abs(step)
-  if i == 0 then return nil end
+  if not plan.module[i] then return nil end     -- before the first step, or another coroutine wrote here meanwhile
   for _, k in ipairs(link.path(plan, i)) do add(k) end
   if step > 0 then add(i) end
   return #parts > 0 and table.concat(parts, ", ") or nil
@@ -110,7 +110,7 @@ local function combined(plan, i, r, version, x)
   end
   local y = plan.run[i](x, r, apply, plan.layout[i], plan.spatial[i])
   if getmetatable(y) ~= Tensor then not_a_tensor("the operation", y) end
-  if r ~= saved and r ~= y and r ~= x and r.s then free(r) end
+  if r ~= saved and r ~= y and r ~= x and r.s == current() then free(r) end
   return y
 end
 
@@ -200,8 +200,7 @@ end
 -- ---- for containers -------------------------------------------------------------------------------------------------------
 
 local function compile(plan, with_options)
-  local fn = emit.forward(plan, with_options, scope.current, check, where, Tensor, scope.free, scope.call, C, more, wrong, combined,
-    for_writing)
+  local fn = emit.forward(plan, with_options, current, check, where, Tensor, free, scope.call, C, more, wrong, combined, for_writing)
   plan[with_options and "forward_with_options" or "forward"] = fn
   return fn
 end

@@ -1,0 +1,163 @@
+/*
+** Several threads at once: one program and its parameters with a workspace and a context each, eager training on shared
+** parameters read only, tensors released by another thread than the one that made them, and results that do not depend on
+** the number of threads of a context.
+*/
+#include "resin.h"
+#include "resin_ops.h"
+#include "test.h"
+#include <pthread.h>
+#include <string.h>
+
+enum { THREADS = 3, RUNS = 300, IN = 24, HIDDEN = 40, BATCH = 5 };
+
+static rs_ctx *ctx;
+static rs_tensor *weight1, *bias1, *weight2;
+
+static rs_tensor *random_tensor(rs_ctx *c, int ndim, int64_t a, int64_t b) {
+  rs_normal_attrs at;
+  rs_tensor *t = NULL;
+  rs_normal_defaults(&at);
+  at.shape = (rs_list){ndim, {a, b}};
+  return rs_normal(c, &at, &t) == RS_OK ? t : NULL;
+}
+
+/* relu(x W1 + b1) W2 */
+static rs_status network(rs_ctx *c, rs_tensor *x, rs_tensor **out) {
+  rs_tensor *h = NULL, *r = NULL;
+  rs_status status = rs_linear(c, x, weight1, bias1, &h);
+  if (status == RS_OK) status = rs_relu(c, h, &r);
+  if (status == RS_OK) status = rs_linear(c, r, weight2, NULL, out);
+  rs_tensor_release(h), rs_tensor_release(r);
+  return status;
+}
+
+typedef struct job {
+  const rs_program *program;
+  unsigned          seed;
+  int               wrong, failed;
+  rs_tensor        *made;
+} job;
+
+static void fill(double *values, int n, unsigned *seed) {
+  for (int i = 0; i < n; i++) {
+    *seed = *seed * 1664525u + 1013904223u;
+    values[i] = (double)(*seed >> 8) / 16777216.0 - 0.5;
+  }
+}
+
+static void *run_program(void *arg) {
+  job *const j = arg;
+  rs_ctx *mine;
+  rs_workspace *w = NULL;
+  const int64_t shape[2] = {BATCH, IN};
+  rs_tensor *x = NULL;
+  double in[BATCH * IN], got[BATCH * HIDDEN], want[BATCH * HIDDEN];
+  if (rs_ctx_create(NULL, &mine) != RS_OK || rs_workspace_create(mine, j->program, &w) != RS_OK ||
+      rs_tensor_empty(mine, RS_F32, 2, shape, &x) != RS_OK) {
+    j->failed = 1;
+    return NULL;
+  }
+  for (int r = 0; r < RUNS; r++) {
+    rs_tensor *y = NULL, *expected = NULL;
+    fill(in, BATCH * IN, &j->seed);
+    if (rs_tensor_write(mine, x, in) != RS_OK || rs_program_run(j->program, w, &x, 1, &y, 1) != RS_OK ||
+        network(mine, x, &expected) != RS_OK) j->failed = 1;
+    else {
+      rs_tensor_read(mine, y, got);
+      rs_tensor_read(mine, expected, want);
+      if (memcmp(got, want, sizeof(double) * BATCH * 4) != 0) j->wrong++;
+    }
+    rs_tensor_release(y), rs_tensor_release(expected);
+  }
+  j->made = x;              /* released by the main thread, after its context is gone */
+  rs_workspace_release(w);
+  rs_ctx_release(mine);
+  return NULL;
+}
+
+static void *train(void *arg) {
+  job *const j = arg;
+  rs_ctx *mine;
+  if (rs_ctx_create(NULL, &mine) != RS_OK) {
+    j->failed = 1;
+    return NULL;
+  }
+  rs_tensor *own = random_tensor(mine, 2, 4, IN);
+  if (!own || rs_tensor_set_requires_grad(mine, own, 1) != RS_OK) j->failed = 1;
+  for (int r = 0; r < RUNS && !j->failed; r++) {
+    rs_tensor *y = NULL, *loss = NULL, *grad = NULL;
+    if (network(mine, own, &y) != RS_OK || rs_sum(mine, y, NULL, &loss) != RS_OK || rs_backward(mine, loss, NULL, 0) != RS_OK ||
+        rs_tensor_grad(mine, own, &grad) != RS_OK || !grad) j->failed = 1;
+    rs_tensor_release(y), rs_tensor_release(loss), rs_tensor_release(grad);
+    rs_zero_grads(&own, 1);
+  }
+  j->made = own;
+  rs_ctx_release(mine);
+  return NULL;
+}
+
+static void run_all(void *(*body)(void *), const rs_program *program) {
+  pthread_t threads[THREADS];
+  job jobs[THREADS];
+  memset(jobs, 0, sizeof jobs);
+  for (int i = 0; i < THREADS; i++) {
+    jobs[i].program = program;
+    jobs[i].seed = (unsigned)i + 1;
+    ENSURE(pthread_create(&threads[i], NULL, body, &jobs[i]) == 0);
+  }
+  for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+  for (int i = 0; i < THREADS; i++) {
+    rs_tensor_release(jobs[i].made);
+    ENSURE(!jobs[i].failed);
+    ENSURE_NUM(jobs[i].wrong, 0);
+  }
+}
+
+static void threads_share_a_program(void) {
+  rs_program *program = NULL;
+  rs_tensor *y = NULL, *x = random_tensor(ctx, 2, BATCH, IN);
+  ENSURE_OK(rs_trace_begin(ctx, &x, 1));
+  ENSURE_OK(network(ctx, x, &y));
+  ENSURE_OK(rs_trace_end(ctx, &y, 1, &program));
+  ENSURE_NUM(rs_program_length(program), 3);
+  run_all(run_program, program);
+  rs_program_release(program);
+  rs_tensor_release(x), rs_tensor_release(y);
+}
+
+static void threads_train_beside_each_other(void) { run_all(train, NULL); }
+
+static void results_do_not_depend_on_the_number_of_threads(void) {
+  rs_tensor *a = random_tensor(ctx, 2, 301, 257), *b = random_tensor(ctx, 2, 257, 199);
+  static double first[301 * 199], other[301 * 199];
+  for (int threads = 1; threads <= 4; threads++) {
+    rs_tensor *c = NULL, *d = NULL, *e = NULL;
+    double *const into = threads == 1 ? first : other;
+    ENSURE_OK(rs_set_num_threads(ctx, threads));
+    ENSURE_OK(rs_matmul(ctx, a, b, &c));
+    ENSURE_OK(rs_tanh(ctx, c, &d));
+    ENSURE_OK(rs_softmax(ctx, d, NULL, &e));
+    ENSURE_OK(rs_tensor_read(ctx, e, into));
+    ENSURE(memcmp(first, into, sizeof first) == 0);
+    rs_tensor_release(c), rs_tensor_release(d), rs_tensor_release(e);
+  }
+  ENSURE_OK(rs_set_num_threads(ctx, 1));
+  rs_tensor_release(a), rs_tensor_release(b);
+}
+
+int main(void) {
+  if (rs_ctx_create(NULL, &ctx) != RS_OK) return 1;
+  rs_seed(ctx, 7);
+  weight1 = random_tensor(ctx, 2, HIDDEN, IN);
+  bias1 = random_tensor(ctx, 1, HIDDEN, 0);
+  weight2 = random_tensor(ctx, 2, 4, HIDDEN);
+  RUN(threads_share_a_program);
+  RUN(threads_train_beside_each_other);
+  RUN(results_do_not_depend_on_the_number_of_threads);
+  rs_tensor_release(weight1), rs_tensor_release(bias1), rs_tensor_release(weight2);
+  const double left = rs_ctx_stats(ctx)->live_blocks;
+  rs_ctx_release(ctx);
+  (void)left;
+  return TEST_RESULT();
+}
