@@ -50,6 +50,13 @@ CTESTS  := $(patsubst spec/c/%.c,$(B)/test/%,$(wildcard spec/c/*_test.c))
 STAMP   := $(B)/settings
 SETTING := $(CC) $(CFLAGS) $(BLAS) $(ONEDNN) $(VERSION)
 
+# V=1 shows the commands.
+ifeq ($(V),)
+  SAY = @echo "  $(1) $(patsubst $(B)/%,%,$@)";
+else
+  SAY =
+endif
+
 .PHONY: help deps build demo check test lint bench asan ubsan tsan install uninstall clean docs force
 .DELETE_ON_ERROR:
 
@@ -78,37 +85,37 @@ $(STAMP): force
 
 $(B)/obj/src/kernels/%.baseline.o: src/kernels/%.c $(STAMP)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LOOPS) $(ISA_baseline) -c $< -o $@
+	$(call SAY,CC)$(CC) $(ALL_CFLAGS) $(LOOPS) $(ISA_baseline) -c $< -o $@
 $(B)/obj/src/kernels/%.avx2.o: src/kernels/%.c $(STAMP)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LOOPS) $(ISA_avx2) -c $< -o $@
+	$(call SAY,CC)$(CC) $(ALL_CFLAGS) $(LOOPS) $(ISA_avx2) -c $< -o $@
 $(B)/obj/src/kernels/%.avx512.o: src/kernels/%.c $(STAMP)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LOOPS) $(ISA_avx512) -c $< -o $@
+	$(call SAY,CC)$(CC) $(ALL_CFLAGS) $(LOOPS) $(ISA_avx512) -c $< -o $@
 $(B)/obj/%.o: %.c $(STAMP)
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -c $< -o $@
+	$(call SAY,CC)$(CC) $(ALL_CFLAGS) -c $< -o $@
 
 # The generator is linked with the engine, reads its op table and writes what follows from it.
 $(B)/opgen: $(B)/obj/src/tools/opgen.o $(OBJECTS)
-	$(CC) $(CFLAGS) $^ $(LDFLAGS) $(LIBS) -o $@
+	$(call SAY,CC)$(CC) $(CFLAGS) $^ $(LDFLAGS) $(LIBS) -o $@
 $(B)/ops_api.c: $(B)/opgen src/resin.h
-	$(B)/opgen $(B) src/resin.h
+	$(call SAY,GEN)$(B)/opgen $(B) src/resin.h
 $(B)/obj/ops_api.o: $(B)/ops_api.c
-	$(CC) $(filter-out -DRSI_INTERNAL,$(ALL_CFLAGS)) -c $< -o $@
+	$(call SAY,CC)$(CC) $(filter-out -DRSI_INTERNAL,$(ALL_CFLAGS)) -c $< -o $@
 $(LIB): $(OBJECTS) $(B)/obj/ops_api.o
-	$(CC) $(CFLAGS) -shared -Wl,-z,defs -Wl,-Bsymbolic $^ $(LDFLAGS) $(LIBS) -o $@
+	$(call SAY,CC)$(CC) $(CFLAGS) -shared -Wl,-z,defs -Wl,-Bsymbolic $^ $(LDFLAGS) $(LIBS) -o $@
 $(B)/resin: src/tools/resin.sh
 	@mkdir -p $(@D)
 	sed 's|@SOURCE@|$(CURDIR)|' $< > $@ && chmod +x $@
 
 $(B)/test/%: spec/c/%.c $(OBJECTS) $(B)/obj/ops_api.o
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $< $(filter %.o,$^) $(LDFLAGS) $(LIBS) -o $@
+	$(call SAY,CC)$(CC) $(ALL_CFLAGS) $< $(filter %.o,$^) $(LDFLAGS) $(LIBS) -o $@
 
 $(B)/bench/%: bench/%.c $(LIB)
 	@mkdir -p $(@D)
-	$(CC) -std=c11 $(CFLAGS) $(WARN) -D_GNU_SOURCE -Isrc -I$(B) $< -L$(B) -lresin -Wl,-rpath,'$$ORIGIN/..' -o $@
+	$(call SAY,CC)$(CC) -std=c11 $(CFLAGS) $(WARN) -D_GNU_SOURCE -Isrc -I$(B) $< -L$(B) -lresin -Wl,-rpath,'$$ORIGIN/..' -o $@
 
 demo: deps build
 	$(B)/resin examples/fashion_mnist.lua --out $(B)/fashion_mnist.safetensors

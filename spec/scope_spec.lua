@@ -159,7 +159,7 @@ describe("memory", function()
       resin.empty(2 ^ 18)
       peak = math.max(peak, resin.memory().live)
     end
-    assert.is_true(peak < math.max(1.5 * survived, 16 * 2 ^ 20) + 4 * 2 ^ 20, "peak was " .. peak)
+    assert.is_true(peak < math.max(1.5 * survived, 64 * 2 ^ 20) + 4 * 2 ^ 20, "peak was " .. peak)
   end)
 
   it("is collected before an allocation fails", function()

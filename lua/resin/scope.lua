@@ -30,15 +30,23 @@ function check.in_scope() return current end
 
 -- ---- memory that Lua's collector cannot see --------------------------------------------------------------------------------
 
-local FLOOR = 16 * 1024 * 1024
-local limit = FLOOR
+-- The least limit is what a core's cache holds: garbage that is reused before it has left the cache makes a small op five times
+-- cheaper than garbage that piles up. It grows while collecting takes more than MUCH of the time (a large Lua heap), and
+-- shrinks again while it takes less than LITTLE.
+local FLOOR, CEILING, MUCH, LITTLE = 1.5 * 1024 * 1024, 64 * 1024 * 1024, 0.75, 0.3
+local least, limit, last = FLOOR, FLOOR, 0
 
 ---Collects garbage tensors, then sets the next limit from what survived.
 function scope.collect()
+  local begin = C.rs_time()
   collectgarbage()
+  local now = C.rs_time()
+  local share = (now - begin) / (now - last)
+  if share > MUCH and least < CEILING then least = least * 2 elseif share < LITTLE and least > FLOOR then least = least / 2 end
+  last = now
   local survived = stats.live_bytes
   limit = survived * 1.5
-  if limit < FLOOR then limit = FLOOR end
+  if limit < least then limit = least end
 end
 local collect = scope.collect
 
