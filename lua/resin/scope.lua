@@ -14,7 +14,7 @@ local check = require "resin.check"
 local ffi, C, stats = lib.ffi, lib.C, lib.stats
 
 local setmetatable, getmetatable, type, pairs, xpcall, error = setmetatable, getmetatable, type, pairs, xpcall, error
-local collectgarbage, select = collectgarbage, select
+local collectgarbage, select, min, max = collectgarbage, select, math.min, math.max
 local gc, release = ffi.gc, lib.C.rs_tensor_release
 
 ---@class resin.Tensor
@@ -42,7 +42,7 @@ function scope.collect()
   collectgarbage()
   local now = C.rs_time()
   local share = (now - begin) / (now - last)
-  if share > MUCH and least < CEILING then least = least * 2 elseif share < LITTLE and least > FLOOR then least = least / 2 end
+  if share > MUCH then least = min(least * 2, CEILING) elseif share < LITTLE then least = max(least / 2, FLOOR) end
   last = now
   local survived = stats.live_bytes
   limit = survived * 1.5

@@ -241,7 +241,8 @@ static rs_status group_norm_backward_run(const rsi_call *c) {
   j.sum_g = c->scratch;
   j.sum_gx = j.sum_g + l->n * channels;
   const bool empty = l->n * channels * l->inner == 0;
-  if (!empty) rsi_parallel(c->x, l->n * l->groups, (j.item == 4 ? 0.7 : 1.4) * (double)(l->cpg * l->inner) + 40.0, group_grad_rows, &j);
+  const double work = (j.item == 4 ? 0.7 : 1.4) * (double)(l->cpg * l->inner) + 40.0;
+  if (!empty) rsi_parallel(c->x, l->n * l->groups, work, group_grad_rows, &j);
   for (int64_t i = 0; i < channels; i++) {
     double sum_g = 0, sum_gx = 0;
     for (int64_t n = 0; n < l->n && !empty; n++) sum_g += j.sum_g[n * channels + i], sum_gx += j.sum_gx[n * channels + i];
@@ -454,7 +455,10 @@ static rs_status rms_norm_backward_run(const rsi_call *c) {
   rsi_parallel(c->x, j.parts, ((j.item == 4 ? 0.5 : 1.0) * (double)j.n + 30.0) * (double)j.rows / (double)j.parts, rms_part, &j);
   for (int64_t i = 0; j.weight && i < j.n; i++) {
     double sum = 0;
-    for (int64_t part = 0; part < j.parts; part++) sum += ((const double *)(const void *)(j.scratch + (size_t)part * part_bytes(&j)))[i];
+    for (int64_t part = 0; part < j.parts; part++) {
+      const double *const sums = (const void *)(j.scratch + (size_t)part * part_bytes(&j));
+      sum += sums[i];
+    }
     store_real(c->out[1]->data, c->out[1]->dtype, i, sum);
   }
   return RS_OK;
@@ -485,7 +489,8 @@ static const rsi_kernel rms_norm_kernels[] = {{"rms_norm", RSI_PORTABLE, RSI_FLO
 static const rsi_kernel rms_norm_backward_kernels[] = {
   {"rms_norm_backward", RSI_PORTABLE, RSI_FLOATS, NULL, rms_norm_backward_scratch, rms_norm_backward_run}, {0}};
 
-static const rms_norm_attrs rms_33 = {{1, {33}}, 1e-5}, rms_4_5 = {{2, {4, 5}}, 1e-3}, rms_7 = {{1, {7}}, -1}, rms_0 = {{1, {0}}, 1e-5};
+static const rms_norm_attrs rms_33 = {{1, {33}}, 1e-5}, rms_4_5 = {{2, {4, 5}}, 1e-3}, rms_7 = {{1, {7}}, -1},
+                            rms_0 = {{1, {0}}, 1e-5};
 
 static const rsi_sample rms_norm_samples[] = {
   {"f7x33,f33", &rms_33, 0, 0}, {"f2x3x4x5,f4x5", &rms_4_5, 0, 0}, {"f7", &rms_7, 0, 0}, {"f3x7", &rms_7, 0, 0},
@@ -507,7 +512,8 @@ const rs_op rsi_op_rms_norm = {
 };
 
 const rs_op rsi_op_rms_norm_backward = {
-  .name = "rms_norm_backward", .doc = "Gradients of rms_norm for x and weight, from its gradient g, its input and the rstd that it used.",
+  .name = "rms_norm_backward",
+  .doc = "Gradients of rms_norm for x and weight, from its gradient g, its input and the rstd that it used.",
   .inputs = "g,x,rstd,weight?", .nin_min = 3, .nin_max = 4, .nout = 2,
   .traits = RSI_T_INTERNAL, .dtypes = RSI_FLOATS | RSI_HALF, RSI_USES_ATTRS(rms_norm),
   .infer = rms_norm_backward_infer, .grad = rms_norm_backward_grad, .saves = {RMS_SAVES_BACK, RMS_SAVES_BACK, 0, RMS_SAVES_BACK},

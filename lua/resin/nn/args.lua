@@ -4,7 +4,7 @@
 -- The declaration parses positional, named and mixed calls, checks ranges, keeps the values on the module, and prints them.
 -- Fields of an entry: [1] name, [2] kind, default, optional (may stay nil), min, max, choices, hidden (kept in
 -- self.options only, because a field of that name is something else), rest (in a table of plain numbers the whole list is
--- this argument: nn.LayerNorm{5, 10}).
+-- this argument: nn.LayerNorm{5, 10}), words (strings that may stand for sizes).
 
 local check = require "resin.check"
 local class = require "resin.nn.class"
@@ -13,9 +13,12 @@ local args = {}
 
 local DTYPES = {"f32", "f64", "bf16", "f16"}
 
-local function pair_text(a)
-  if a.min then return ("an integer of at least %d or a table of two"):format(a.min) end
-  return "an integer or a table of two"
+local COUNTS = {"one", "two", "three"}
+
+local function sizes_text(a, count)
+  local words = ""
+  for _, word in ipairs(a.words or {}) do words = words .. (', "%s"'):format(word) end
+  return ("an integer%s or a table of %s%s"):format(a.min and (" of at least %d"):format(a.min) or "", COUNTS[count], words)
 end
 
 local function good_integer(value, a)
@@ -33,21 +36,46 @@ function kinds.dtype(value, what) return check.enum(value, what, DTYPES) end
 function kinds.tensor(value, what) return check.tensor(value, what) end
 kinds["function"] = function(value, what) return check.func(value, what) end
 
+-- A positive number, or a table of them.
+function kinds.factor(value, what)
+  if type(value) == "number" and value > 0 then return value end
+  if class.is_plain(value) and #value >= 1 then
+    local list = {}
+    for i = 1, #value do
+      if check.number(value[i], what .. "[" .. i .. "]") <= 0 then break end
+      list[i] = value[i]
+    end
+    if #list == #value then return list end
+  end
+  check.fail("%s must be a positive number or a table of them, got %s", what, args.text(value))
+end
+
 -- A number that may be switched off with false.
 function kinds.number_or_false(value, what, a)
   if value == false then return false end
   return check.number(value, what, a.min, a.max)
 end
 
--- Height and width: an integer for both, or a table of two. Equal ones are kept as one integer.
-function kinds.pair(value, what, a)
-  if good_integer(value, a) then return value end
-  if class.is_plain(value) and #value == 2 and good_integer(value[1], a) and good_integer(value[2], a) then
-    if value[1] == value[2] then return value[1] end
-    return {value[1], value[2]}
+-- Sizes of `count` dimensions: an integer for all, or a table of one for each. Equal ones are kept as one integer. With
+-- `words` one of these strings is possible too.
+local function define_sizes(name, count)
+  kinds[name] = function(value, what, a)
+    if good_integer(value, a) then return value end
+    if a.words and type(value) == "string" then return check.enum(value, what, a.words) end
+    if class.is_plain(value) and #value == count then
+      local list, equal = {}, true
+      for i = 1, count do
+        if not good_integer(value[i], a) then list = nil break end
+        list[i], equal = value[i], equal and value[i] == value[1]
+      end
+      if list then return equal and list[1] or list end
+    end
+    check.fail("%s must be %s, got %s", what, sizes_text(a, count), args.text(value))
   end
-  check.fail("%s must be %s, got %s", what, pair_text(a), args.text(value))
 end
+define_sizes("single", 1)
+define_sizes("pair", 2)
+define_sizes("triple", 3)
 
 -- A list of sizes; one integer stands for a list of one.
 function kinds.shape(value, what, a)

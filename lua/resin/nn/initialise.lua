@@ -70,7 +70,10 @@ function init.fans(t)
   return shape[2] * field, shape[1] * field
 end
 
-local GAINS = {linear = 1, sigmoid = 1, conv2d = 1, tanh = 5 / 3, relu = math.sqrt(2), selu = 3 / 4}
+local GAINS = {
+  linear = 1, sigmoid = 1, conv1d = 1, conv2d = 1, conv3d = 1, conv_transpose1d = 1, conv_transpose2d = 1, tanh = 5 / 3,
+  relu = math.sqrt(2), selu = 3 / 4,
+}
 
 --- The recommended gain of a nonlinearity.
 ---@param nonlinearity string

@@ -66,24 +66,39 @@ function shapes.windows(size, kernel, stride, padding, dilation, ceil_mode)
   return n + 1
 end
 
---- The output of a window that moves over the last two dimensions.
+--- An integer or a table of `rank` integers as a table.
+---@param value integer|integer[]
+---@return integer[]
+function shapes.list(value, rank)
+  local out = {}
+  for i = 1, rank do out[i] = type(value) == "table" and value[i] or value end
+  return out
+end
+
+local function list_text(list) return "[" .. table.concat(list, ", ") .. "]" end
+
+--- The output of a window that moves over the last dimensions.
 ---@param layer table  kernel_size, stride, padding, dilation as an integer or {h, w}
 ---@param shape (integer|false)[]
 ---@param channels integer|false
+---@param rank? integer  how many dimensions, 2 when left out
 ---@return (integer|false)[]
-function shapes.slide(layer, shape, channels)
-  local kh, kw = shapes.pair(layer.kernel_size)
-  local sh, sw = shapes.pair(layer.stride)
-  local ph, pw = shapes.pair(layer.padding)
-  local dh, dw = shapes.pair(layer.dilation or 1)
+function shapes.slide(layer, shape, channels, rank)
+  rank = rank or 2
+  local kernel, stride = shapes.list(layer.kernel_size, rank), shapes.list(layer.stride, rank)
+  local padding, dilation = shapes.list(layer.padding, rank), shapes.list(layer.dilation or 1, rank)
   local n = #shape
   local out = shapes.copy(shape)
-  out[n - 2] = channels
-  out[n - 1] = shapes.windows(shape[n - 1], kh, sh, ph, dh, layer.ceil_mode)
-  out[n] = shapes.windows(shape[n], kw, sw, pw, dw, layer.ceil_mode)
-  if out[n - 1] == 0 or out[n] == 0 then
-    check.fail("%s: input %s is smaller than the kernel [%d, %d] (padding [%d, %d])", layer.type, shapes.text(shape), kh, kw,
-      ph, pw)
+  out[n - rank] = channels
+  for i = 1, rank do
+    local at = n - rank + i
+    out[at] = shapes.windows(shape[at], kernel[i], stride[i], padding[i], dilation[i], layer.ceil_mode)
+  end
+  for i = n - rank + 1, n do
+    if out[i] == 0 then
+      check.fail("%s: input %s is smaller than the kernel %s (padding %s)", layer.type, shapes.text(shape), list_text(kernel),
+        list_text(padding))
+    end
   end
   return out
 end
