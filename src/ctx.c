@@ -128,9 +128,11 @@ void rs_get_rng_state(const rs_ctx *ctx, double state[4]) {
   state[3] = (double)(uint32_t)(ctx->rng.counter >> 32);
 }
 
+static uint64_t word_of(double v) { return v >= 0.0 && v <= 4294967295.0 ? (uint64_t)v : 0; }
+
 void rs_set_rng_state(rs_ctx *ctx, const double state[4]) {
-  ctx->rng.key = (uint64_t)state[0] | (uint64_t)state[1] << 32;
-  ctx->rng.counter = (uint64_t)state[2] | (uint64_t)state[3] << 32;
+  ctx->rng.key = word_of(state[0]) | word_of(state[1]) << 32;
+  ctx->rng.counter = word_of(state[2]) | word_of(state[3]) << 32;
 }
 
 const char *rs_build_info(void) {

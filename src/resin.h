@@ -36,7 +36,8 @@ typedef enum rs_status {
   RS_ERR_STATE,        /* the call is not allowed now */
   RS_ERR_IO,           /* a file could not be read or written */
   RS_ERR_FORMAT,       /* a file's content is not what it should be */
-  RS_ERR_UNSUPPORTED   /* not built in, or not supported in this combination */
+  RS_ERR_UNSUPPORTED,  /* not built in, or not supported in this combination */
+  RS_HOST              /* no failure: backward waits for gradients that the host computes, see rs_host */
 } rs_status;
 
 enum { RS_ABI_VERSION = 1, RS_MAX_DIMS = 8, RS_MAX_OUTPUTS = 4 };
@@ -53,6 +54,7 @@ RS_API double      rs_time(void);                     /* seconds of a clock that
 typedef struct rs_ctx     rs_ctx;       /* flags, memory, threads and random state of one user */
 typedef struct rs_tensor  rs_tensor;
 typedef struct rs_program rs_program;   /* a recording: immutable, may be run by many threads at once */
+typedef struct rs_walk    rs_walk;      /* a backward that waits for the host */
 typedef struct rs_workspace rs_workspace; /* what one running thread needs to run a program */
 
 /* Memory hooks of a host. alloc returns memory aligned to `align` (a power of two) or NULL. */
@@ -146,12 +148,29 @@ RS_API rs_status rs_tensor_retain_grad(rs_ctx *ctx, rs_tensor *t);              
 RS_API rs_status rs_tensor_grad(rs_ctx *ctx, rs_tensor *t, rs_tensor **out);      /* *out = NULL when there is none */
 RS_API rs_status rs_tensor_set_grad(rs_ctx *ctx, rs_tensor *t, rs_tensor *grad);  /* NULL clears */
 RS_API rs_status rs_tensor_detach(rs_ctx *ctx, rs_tensor *t, rs_tensor **out);
-/* Accumulates the gradient of `root` into the leaves. `grad` may be NULL when root has one element. */
+/*
+** Accumulates the gradient of `root` into the leaves. `grad` may be NULL when root has one element. One thread at a time may
+** accumulate into a leaf (rs_grad may run in many). After a failure the gradients of the leaves are undefined: zero them.
+*/
 RS_API rs_status rs_backward(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, int flags);
 /* Gradients of `root` with respect to `inputs`, returned instead of accumulated. */
 RS_API rs_status rs_grad(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, rs_tensor *const *inputs, int n, int flags,
                          rs_tensor **out);
 RS_API double    rs_zero_grads(rs_tensor *const *tensors, int n);                 /* drops the gradients; returns how many there were */
+
+/*
+** A node whose gradient the host computes (checkpoints, reversible layers). `value` was computed without gradients; rs_host makes
+** it depend on `inputs`. rs_backward returns RS_HOST when it comes to the node: rs_suspended_walk then gives the walk,
+** rs_walk_state the token (its storage is shared as long as the node lives) and the gradient of `value`, both new references.
+** The host computes the gradients of `inputs` (NULL: none), in backwards of its own if it likes, and calls rs_walk_resume, which may
+** return RS_HOST again; or rs_walk_cancel, after a failure. Either way the walk must be ended.
+*/
+RS_API rs_status rs_host(rs_ctx *ctx, rs_tensor *value, rs_tensor *const *inputs, int n, rs_tensor *token);
+RS_API rs_walk  *rs_suspended_walk(rs_ctx *ctx);
+RS_API rs_status rs_walk_state(rs_walk *walk, rs_tensor **token, rs_tensor **grad);
+RS_API rs_status rs_walk_resume(rs_walk *walk, rs_tensor *const *grads, int n);
+RS_API void      rs_walk_cancel(rs_walk *walk);
+RS_API int       rs_tensor_is_shared(const rs_tensor *t);     /* does another tensor or a node use its storage? */
 
 /* A list attribute: a shape, dimensions, a stride for each dimension. n = 0 means not given. */
 typedef struct rs_list { int64_t n, v[8]; } rs_list;
@@ -192,7 +211,8 @@ RS_API const char *rs_last_kernel(const rs_ctx *ctx);               /* the kerne
 /* ---- programs ----------------------------------------------------------------------------------------------------- */
 
 /* Records what this context runs until rs_trace_end. `inputs` become the program's arguments; any other tensor that is read
-   is bound as it is (a parameter). */
+   is bound as it is (a parameter). Two contexts must not record over the same tensors at the same time (running the
+   programs at once is what they are for). */
 RS_API rs_status rs_trace_begin(rs_ctx *ctx, rs_tensor *const *inputs, int n);
 RS_API rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program **out);
 RS_API void      rs_trace_abort(rs_ctx *ctx);

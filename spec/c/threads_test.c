@@ -146,8 +146,13 @@ static void results_do_not_depend_on_the_number_of_threads(void) {
   rs_tensor_release(a), rs_tensor_release(b);
 }
 
+static double blocks_at_first;
+
+static void nothing_is_left(void) { ENSURE_NUM(rs_ctx_stats(ctx)->live_blocks, blocks_at_first); }
+
 int main(void) {
   if (rs_ctx_create(NULL, &ctx) != RS_OK) return 1;
+  blocks_at_first = rs_ctx_stats(ctx)->live_blocks;
   rs_seed(ctx, 7);
   weight1 = random_tensor(ctx, 2, HIDDEN, IN);
   bias1 = random_tensor(ctx, 1, HIDDEN, 0);
@@ -156,8 +161,7 @@ int main(void) {
   RUN(threads_train_beside_each_other);
   RUN(results_do_not_depend_on_the_number_of_threads);
   rs_tensor_release(weight1), rs_tensor_release(bias1), rs_tensor_release(weight2);
-  const double left = rs_ctx_stats(ctx)->live_blocks;
+  RUN(nothing_is_left);
   rs_ctx_release(ctx);
-  (void)left;
   return TEST_RESULT();
 }

@@ -25,7 +25,7 @@ typedef struct rsi_saved {
   uint8_t   present;
 } rsi_saved;
 
-enum { RSI_N_LEAF = 1, RSI_N_RELEASED = 2, RSI_N_KEEP = 4 };
+enum { RSI_N_LEAF = 1, RSI_N_RELEASED = 2, RSI_N_KEEP = 4, RSI_N_BUSY = 8 };   /* busy: of a suspended backward */
 
 /* One block: the node, then edges, saved tensors, attributes, gradients and shapes. */
 struct rsi_node {
@@ -56,7 +56,9 @@ bool rsi_node_is_leaf(const rsi_node *n);
 
 /* Bit per saved slot that the gradients of the inputs marked in `wanted` need. */
 uint32_t rsi_saved_mask(const struct rs_op *op, rs_tensor *const *in, int nin);
-/* Records the finished call: its float outputs get the new node. `before`: version of in[0] before an in-place call. */
+/* Records the finished call: its float outputs get the new node. */
 rs_status rsi_record(const struct rsi_call *c, bool inplace);
+/* The op of nodes whose gradient the host computes; in no table. */
+extern const struct rs_op rsi_host_op;
 
 #endif

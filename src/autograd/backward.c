@@ -1,7 +1,8 @@
 /*
 ** Backward: one walk over the graph in reverse order of execution. The order is a depth-first postorder kept in links of the
 ** nodes themselves, so the walk allocates nothing. Leaves are not part of the order: a gradient that reaches one is added to
-** it at once, so threads that share parameters do not meet in the traversal fields.
+** it at once. So rs_grad may run in several threads over shared parameters; rs_backward writes their gradients and may not.
+** A node of the host's (rs_host) suspends the walk: the host computes its gradients, which may be a backward of its own, and resumes.
 ** While a rule runs, `rsi_grad` owns every tensor it makes; the first failure sticks and later helpers do nothing.
 */
 #include "autograd/autograd.h"
@@ -60,7 +61,6 @@ static rs_status add_into(rs_ctx *ctx, rs_tensor **slot, rs_tensor *t, bool in_p
 static rs_status accumulate_leaf(rsi_grad *g, rsi_node *leaf, rs_tensor *t) {
   rs_tensor **const slot = &leaf->kept[0];
   if (*slot) return add_into(g->ctx, slot, t, !g->create_graph && !(*slot)->node);
-  if (g->create_graph) return rsi_tensor_share(t, slot);
   return rsi_run(g->ctx, RS_OP_copy, &t, 1, NULL, slot);
 }
 
@@ -219,18 +219,25 @@ void rsi_give(rsi_grad *g, int i, rs_tensor *t) {
 
 /* ---- the walk -------------------------------------------------------------------------------------------------------- */
 
-/* Links the nodes that `root` depends on, leaves excepted, in reverse order of execution. */
-static rsi_node *order_nodes(rsi_node *root) {
+/* Links the nodes that `root` depends on, leaves excepted, in reverse order of execution. `busy`: it met one of a suspended walk. */
+static rsi_node *order_nodes(rsi_node *root, bool *busy) {
   static _Atomic uint64_t passes;
   const uint64_t pass = atomic_fetch_add_explicit(&passes, 1, memory_order_relaxed) + 1;
   rsi_node *ordered = NULL, *at = root;
+  *busy = (root->flags & RSI_N_BUSY) != 0;
+  if (*busy) return NULL;
   root->visit = pass;
   root->parent = NULL;
   root->step = 0;
   while (at) {
     if (at->step < at->nin) {
       rsi_node *const to = at->edges[at->step++].node;
-      if (!to || (to->flags & RSI_N_LEAF) || to->visit == pass) continue;
+      if (!to || (to->flags & RSI_N_LEAF)) continue;
+      if (rsi_unlikely(to->flags & RSI_N_BUSY)) {
+        *busy = true;
+        continue;
+      }
+      if (to->visit == pass) continue;
       to->visit = pass;
       to->parent = at;
       to->step = 0;
@@ -302,29 +309,6 @@ static rs_status finish_node(rsi_grad *g, rsi_node *n) {
   return RS_OK;
 }
 
-static rs_status walk(rsi_grad *g, rs_tensor *root, rs_tensor *grad, bool retain) {
-  rsi_node *const first = root->node;
-  if (first->flags & RSI_N_LEAF) return deliver(g, first, root->out_index, grad);
-  rsi_node *const ordered = order_nodes(rsi_node_retain(first));
-  rs_status status = deliver(g, first, root->out_index, grad);
-  for (rsi_node *n = ordered; n; n = n->next) {
-    bool reached = false;
-    for (int j = 0; j < n->nout; j++) reached |= n->grad[j] != NULL;
-    if (status == RS_OK && reached) {
-      g->node = n;
-      status = finish_node(g, n);
-      if (status == RS_OK) status = run_rule(g);
-      if (status == RS_OK && !retain) release_saved(n);
-    }
-    for (int j = 0; j < n->nout; j++) {
-      rs_tensor_release(n->grad[j]);
-      n->grad[j] = NULL;
-    }
-  }
-  rsi_node_release(first);
-  return status;
-}
-
 static void grad_init(rsi_grad *g, rs_ctx *ctx) {
   g->ctx = ctx;
   g->node = NULL;
@@ -347,7 +331,7 @@ static rs_status seed(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, rs_tensor *
             "backward: a tensor of shape %s needs a gradient to start from; only one with a single element starts from 1 "
             "(sum or mean it first)",
             rsi_text(root));
-  rsi_grad g;
+  rsi_grad g;              /* its one tensor is handed to the caller, so it is not released here */
   rsi_desc desc;
   grad_init(&g, ctx);
   rsi_desc_of(root, &desc);
@@ -355,23 +339,150 @@ static rs_status seed(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, rs_tensor *
   return g.status;
 }
 
+/* One backward pass. It lies on the stack, and on the heap while it is suspended at a node of the host's. */
+struct rs_walk {
+  rsi_grad  g;
+  rsi_node *first, *at;       /* where it started; the next node */
+  bool      retain;
+  rs_status status;
+};
+
+static void drop_grads(rsi_node *n) {
+  for (int j = 0; j < n->nout; j++) {
+    rs_tensor_release(n->grad[j]);
+    n->grad[j] = NULL;
+  }
+}
+
+static void mark_busy(rsi_node *n, bool busy) {
+  for (; n; n = n->next) n->flags = (uint8_t)(busy ? n->flags | RSI_N_BUSY : n->flags & ~RSI_N_BUSY);
+}
+
+static rs_status check_host(const rs_walk *w) {
+  RSI_CHECK(!w->g.targets && !w->g.create_graph, RS_ERR_GRAD,
+            "backward: the graph goes through a %s, which only a plain backward can (not grad, and not with create_graph)",
+            w->g.node->op->name);
+  return check_saved(w->g.node);
+}
+
+/* Runs the rules up to the next node of the host's (RS_HOST, w->at is that node) or to the end. */
+static rs_status go_on(rs_walk *w) {
+  rsi_grad *const g = &w->g;
+  for (; w->at; w->at = w->at->next) {
+    rsi_node *const n = w->at;
+    bool reached = false;
+    for (int j = 0; j < n->nout; j++) reached |= n->grad[j] != NULL;
+    if (w->status == RS_OK && reached) {
+      g->node = n;
+      w->status = finish_node(g, n);
+      if (w->status == RS_OK && rsi_unlikely(n->op == &rsi_host_op)) {
+        w->status = check_host(w);
+        if (w->status == RS_OK) return RS_HOST;
+      } else if (w->status == RS_OK) w->status = run_rule(g);
+      if (w->status == RS_OK && !w->retain) release_saved(n);
+    }
+    drop_grads(n);
+  }
+  rsi_node_release(w->first);
+  return w->status;
+}
+
+/* Moves a walk to the heap and leaves it with the context, for rs_suspended_walk. */
+static rs_status suspend(rs_ctx *ctx, const rs_walk *w) {
+  void *block;
+  const rs_status status = rsi_alloc(ctx->x.heap, sizeof *w, &block);
+  if (status != RS_OK) {
+    rs_walk *const lost = (rs_walk *)(uintptr_t)w;
+    lost->status = status;
+    return go_on(lost);
+  }
+  rs_walk *const kept = block;
+  *kept = *w;
+  temps_init(&kept->g);
+  mark_busy(kept->at, true);
+  ctx->suspended = kept;
+  return RS_HOST;
+}
+
+static rs_status start_walk(rs_ctx *ctx, rs_walk *w, rs_tensor *root, rs_tensor *grad) {
+  rsi_node *const first = root->node;
+  bool busy;
+  if (first->flags & RSI_N_LEAF) return deliver(&w->g, first, root->out_index, grad);
+  w->first = rsi_node_retain(first);
+  w->at = order_nodes(first, &busy);
+  w->status = RS_OK;
+  if (busy)
+    w->status = rsi_fail(RS_ERR_GRAD,
+                         "backward: the graph reaches into a backward that is under way; a checkpointed function must take every "
+                         "tensor that needs a gradient as an argument (parameters excepted)");
+  else w->status = deliver(&w->g, first, root->out_index, grad);
+  const rs_status status = go_on(w);
+  return status == RS_HOST ? suspend(ctx, w) : status;
+}
+
 static rs_status differentiate(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, int flags, target *targets, int n) {
+  RSI_CHECK(root, RS_ERR_ARG, "backward: no tensor was given");
   RSI_CHECK(root->node, RS_ERR_GRAD,
             "backward: this tensor does not depend on anything that requires a gradient (set requires_grad on a leaf, and do "
             "not compute it under no_grad)");
-  rsi_grad g;
+  rs_walk w;
   rs_tensor *start = NULL;
-  grad_init(&g, ctx);
-  g.create_graph = (flags & RS_CREATE_GRAPH) != 0;
-  g.targets = targets;
-  g.ntargets = n;
+  grad_init(&w.g, ctx);
+  w.g.create_graph = (flags & RS_CREATE_GRAPH) != 0;
+  w.g.targets = targets;
+  w.g.ntargets = n;
+  w.retain = (flags & (RS_RETAIN_GRAPH | RS_CREATE_GRAPH)) != 0;
   const int former = rs_set_grad_enabled(ctx, 0);
   rs_status status = seed(ctx, root, grad, &start);
-  rs_set_grad_enabled(ctx, g.create_graph);
-  if (status == RS_OK) status = walk(&g, root, start, (flags & (RS_RETAIN_GRAPH | RS_CREATE_GRAPH)) != 0);
+  rs_set_grad_enabled(ctx, w.g.create_graph);
+  if (status == RS_OK) status = start_walk(ctx, &w, root, start);
   rs_tensor_release(start);
   rs_set_grad_enabled(ctx, former);
   return status;
+}
+
+/* ---- nodes of the host ------------------------------------------------------------------------------------------------ */
+
+rs_walk *rs_suspended_walk(rs_ctx *ctx) {
+  rs_walk *const w = ctx->suspended;
+  ctx->suspended = NULL;
+  return w;
+}
+
+rs_status rs_walk_state(rs_walk *w, rs_tensor **token, rs_tensor **grad) {
+  RSI_TRY(rsi_tensor_share(&w->at->saved[0].tensor, token));
+  return rsi_tensor_share(w->at->grad[0], grad);
+}
+
+rs_status rs_walk_resume(rs_walk *w, rs_tensor *const *grads, int n) {
+  rs_ctx *const ctx = w->g.ctx;
+  rsi_node *const host = w->at;
+  const int former = rs_set_grad_enabled(ctx, 0);
+  mark_busy(host, false);
+  w->g.node = host;
+  for (int i = 0; i < n && i < host->nin; i++)
+    if (grads[i]) rsi_give(&w->g, i, grads[i]);
+  temps_release(&w->g);
+  w->g.taken = false;
+  w->status = w->g.status;
+  if (w->status == RS_OK && !w->retain) release_saved(host);
+  drop_grads(host);
+  w->at = host->next;
+  const rs_status status = go_on(w);
+  if (status == RS_HOST) {
+    mark_busy(w->at, true);
+    ctx->suspended = w;
+  } else rsi_free(ctx->x.heap, w, sizeof *w);
+  rs_set_grad_enabled(ctx, former);
+  return status;
+}
+
+void rs_walk_cancel(rs_walk *w) {
+  rs_ctx *const ctx = w->g.ctx;
+  mark_busy(w->at, false);
+  w->status = RS_ERR_STATE;
+  (void)go_on(w);
+  rsi_free(ctx->x.heap, w, sizeof *w);
 }
 
 rs_status rs_backward(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, int flags) {
@@ -387,8 +498,8 @@ rs_status rs_grad(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, rs_tensor *cons
   rs_status status = RS_OK;
   for (int i = 0; i < n; i++) {
     out[i] = NULL;
-    targets[i] = (target){inputs[i]->node, inputs[i]->out_index, NULL};
-    if (!inputs[i]->node && status == RS_OK)
+    targets[i] = (target){inputs[i] ? inputs[i]->node : NULL, inputs[i] ? inputs[i]->out_index : 0, NULL};
+    if (!targets[i].node && status == RS_OK)
       status = rsi_fail(RS_ERR_GRAD, "grad: input %d requires no gradient", i + ctx->x.base);
   }
   if (status == RS_OK) status = differentiate(ctx, root, grad, flags, targets, n);

@@ -50,7 +50,9 @@ static size_t place(layout *l, size_t bytes) {
   return at;
 }
 
-static rs_status node_new(rsi_heap *heap, const rs_op *op, int nin, int nout, int nsaved, int shapes, rsi_node **out) {
+/* `sizes` receives room for the shapes of the inputs. */
+static rs_status node_new(rsi_heap *heap, const rs_op *op, int nin, int nout, int nsaved, int shapes, int64_t **sizes,
+                          rsi_node **out) {
   layout l = {0};
   void *block;
   place(&l, sizeof(rsi_node));
@@ -59,7 +61,7 @@ static rs_status node_new(rsi_heap *heap, const rs_op *op, int nin, int nout, in
   const size_t attrs = place(&l, op ? (size_t)op->attrs_size : 0);
   const size_t grads = place(&l, 2 * sizeof(rs_tensor *) * (size_t)nout);
   const size_t outs = place(&l, nout > 1 ? sizeof(rsi_desc) * (size_t)nout : 0);
-  const size_t sizes = place(&l, sizeof(int64_t) * (size_t)shapes);
+  const size_t room = place(&l, sizeof(int64_t) * (size_t)shapes);
   RSI_TRY(rsi_alloc(heap, l.at, &block));
   rsi_node *const n = block;
   char *const base = block;
@@ -78,7 +80,7 @@ static rs_status node_new(rsi_heap *heap, const rs_op *op, int nin, int nout, in
   n->kept = n->grad + nout;
   n->outs = nout > 1 ? (void *)(base + outs) : NULL;
   n->visit = 0;
-  n->next = (void *)(base + sizes);   /* room for shapes; rsi_record reads it, a traversal overwrites it */
+  if (sizes) *sizes = (void *)(base + room);
   for (int j = 0; j < 2 * nout; j++) n->grad[j] = NULL;
   *out = n;
   return RS_OK;
@@ -105,8 +107,8 @@ rs_status rsi_record(const rsi_call *c, bool inplace) {
   rsi_node *n;
   for (int i = 0; i < c->nin; i++)
     if (c->in[i]) shapes += c->in[i]->ndim;
-  RSI_TRY(node_new(c->x->heap, c->op, c->nin, c->nout, __builtin_popcount(mask), shapes, &n));
-  int64_t *shape = (int64_t *)(void *)n->next;
+  int64_t *shape;
+  RSI_TRY(node_new(c->x->heap, c->op, c->nin, c->nout, __builtin_popcount(mask), shapes, &shape, &n));
   for (int i = 0; i < c->nin; i++) {
     const rs_tensor *const t = c->in[i];
     rsi_edge *const e = &n->edges[i];
@@ -137,11 +139,38 @@ rs_status rsi_record(const rsi_call *c, bool inplace) {
     t->node = rsi_node_retain(n);
     t->out_index = (uint8_t)j;
     if (former) rsi_node_release(former);
-    if (inplace) t->view_version = t->storage->version;
+    if (inplace) t->view_version = t->storage->recorded = t->storage->version;
   }
   rsi_node_release(n);
   return RS_OK;
 }
+
+/* ---- nodes of the host ------------------------------------------------------------------------------------------------ */
+
+const rs_op rsi_host_op = {.name = "checkpoint", .nout = 1};
+
+rs_status rs_host(rs_ctx *ctx, rs_tensor *value, rs_tensor *const *inputs, int n, rs_tensor *token) {
+  int shapes = 0;
+  int64_t *shape;
+  rsi_node *node;
+  RSI_CHECK(!ctx->trace, RS_ERR_STATE, "checkpoint: it cannot be part of a recording");
+  RSI_CHECK(!value->node, RS_ERR_GRAD, "checkpoint: the value was not computed under no_grad");
+  RSI_CHECK(rsi_is_float(value->dtype), RS_ERR_DTYPE, "checkpoint: a %s tensor has no gradient", rs_dtype_name(value->dtype));
+  for (int i = 0; i < n; i++) shapes += inputs[i]->ndim;
+  RSI_TRY(node_new(ctx->x.heap, &rsi_host_op, n, 1, 1, shapes, &shape, &node));
+  for (int i = 0; i < n; i++) {
+    const rs_tensor *const t = inputs[i];
+    rsi_edge *const e = &node->edges[i];
+    *e = (rsi_edge){t->node ? rsi_node_retain(t->node) : NULL, shape, t->out_index, t->dtype, t->ndim, 1};
+    for (int d = 0; d < t->ndim; d++) *shape++ = t->shape[d];
+  }
+  save(&node->saved[0], token, 0);
+  value->node = node;
+  value->out_index = 0;
+  return RS_OK;
+}
+
+int rs_tensor_is_shared(const rs_tensor *t) { return atomic_load_explicit(&t->storage->refs, memory_order_acquire) > 1; }
 
 /* ---- what users ask of one tensor ------------------------------------------------------------------------------------- */
 
@@ -159,7 +188,7 @@ rs_status rs_tensor_set_requires_grad(rs_ctx *ctx, rs_tensor *t, int on) {
   RSI_CHECK(rsi_is_float(t->dtype), RS_ERR_DTYPE, "requires_grad: a %s tensor has no gradient; only f32, f64, bf16 and f16 have",
             rs_dtype_name(t->dtype));
   rsi_node *n;
-  RSI_TRY(node_new(ctx->x.heap, NULL, 0, 1, 0, 0, &n));
+  RSI_TRY(node_new(ctx->x.heap, NULL, 0, 1, 0, 0, NULL, &n));
   n->flags = RSI_N_LEAF;
   t->node = n;
   t->out_index = 0;
@@ -210,5 +239,7 @@ double rs_zero_grads(rs_tensor *const *tensors, int n) {
 
 rs_status rs_tensor_detach(rs_ctx *ctx, rs_tensor *t, rs_tensor **out) {
   (void)ctx;
-  return rsi_tensor_alias(t, out);
+  RSI_TRY(rsi_tensor_alias(t, out));
+  (*out)->flags |= RSI_DETACHED;
+  return RS_OK;
 }

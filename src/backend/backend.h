@@ -15,10 +15,8 @@ void rsi_blas_sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const flo
                     int beta, float *c, int64_t ldc);
 void rsi_blas_dgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const double *a, int64_t lda, const double *b, int64_t ldb,
                     int beta, double *c, int64_t ldc);
-const char *rsi_blas_info(void);
 
 bool rsi_onednn_available(void);
-const char *rsi_onednn_info(void);
 
 /* The primitives made so far, by shape: bounded, and usable by any number of threads. *out is NULL when oneDNN is left out. */
 typedef struct rsi_onednn rsi_onednn;

@@ -71,7 +71,6 @@ void rsi_blas_dgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const dou
         beta ? 1.0 : 0.0, c, (int)ldc);
 }
 
-const char *rsi_blas_info(void) { return "OpenBLAS, loaded when first used"; }
 
 #else
 
@@ -93,5 +92,4 @@ void rsi_blas_dgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const dou
   (void)ta, (void)tb, (void)m, (void)n, (void)k, (void)a, (void)lda, (void)b, (void)ldb, (void)beta, (void)c, (void)ldc;
 }
 
-const char *rsi_blas_info(void) { return "none"; }
 #endif

@@ -741,14 +741,6 @@ static void sum_partials(run *r, rsi_pool *pool) {
 
 bool rsi_onednn_available(void) { return true; }
 
-const char *rsi_onednn_info(void) {
-#define TEXT_(x) #x
-#define TEXT(x) TEXT_(x)
-  return "oneDNN " TEXT(DNNL_VERSION_MAJOR) "." TEXT(DNNL_VERSION_MINOR) "." TEXT(DNNL_VERSION_PATCH);
-#undef TEXT
-#undef TEXT_
-}
-
 bool rsi_onednn_conv_accepts(rsi_onednn *t, rsi_conv_kind kind, const rsi_conv_shape *s, bool bias) {
   if (s->n == 0 || s->o == 0 || s->c == 0) return false;
   entry *const e = take(t, kind, s, bias);
@@ -793,7 +785,6 @@ rs_status rsi_onednn_conv_run(const rsi_exec *x, rsi_conv_kind kind, const rsi_c
 #else
 
 bool rsi_onednn_available(void) { return false; }
-const char *rsi_onednn_info(void) { return "no oneDNN"; }
 
 rs_status rsi_onednn_create(rsi_onednn **out) {
   *out = NULL;

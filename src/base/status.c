@@ -61,6 +61,7 @@ const char *rs_status_name(rs_status status) {
     case RS_ERR_IO:          return "io";
     case RS_ERR_FORMAT:      return "format";
     case RS_ERR_UNSUPPORTED: return "unsupported";
+    case RS_HOST:            return "host";
   }
   return "unknown";
 }

@@ -14,6 +14,7 @@
 #include "kernels/conv.h"
 #include "kernels/optim.h"
 #include "kernels/rnn.h"
+#include "kernels/attention.h"
 #include "kernels/activation.h"
 #include "kernels/rms.h"
 
@@ -26,6 +27,7 @@ typedef struct rsi_kernels {
   const rsi_k_conv         *conv;
   const rsi_k_optim        *optim;
   const rsi_k_rnn          *rnn;
+  const rsi_k_attention    *attention;
   const rsi_k_activation   *activation;
   const rsi_k_rms          *rms;
 } rsi_kernels;

@@ -11,6 +11,7 @@ extern const rsi_k_optim       RSI_ISA(rsi_k_optim);
 extern const rsi_k_activation  RSI_ISA(rsi_k_activation);
 extern const rsi_k_rms         RSI_ISA(rsi_k_rms);
 extern const rsi_k_rnn         RSI_ISA(rsi_k_rnn);
+extern const rsi_k_attention   RSI_ISA(rsi_k_attention);
 extern const rsi_kernels       RSI_ISA(rsi_kernels);
 
 const rsi_kernels RSI_ISA(rsi_kernels) = {
@@ -22,6 +23,7 @@ const rsi_kernels RSI_ISA(rsi_kernels) = {
   .conv = &RSI_ISA(rsi_k_conv),
   .optim = &RSI_ISA(rsi_k_optim),
   .rnn = &RSI_ISA(rsi_k_rnn),
+  .attention = &RSI_ISA(rsi_k_attention),
   .activation = &RSI_ISA(rsi_k_activation),
   .rms = &RSI_ISA(rsi_k_rms),
 };

@@ -10,6 +10,9 @@
 
 enum { FEW_INPUTS = 16 };
 
+#define LEAF_IN_PLACE                                                                                                       \
+  "a leaf that requires a gradient cannot be changed in place; do it under no_grad, or use the out-of-place form"
+
 const rs_op *const rsi_ops[RSI_OPS] = {
 #define RS_OP(name) &rsi_op_##name,
 #include "ops/ops.def"
@@ -56,7 +59,9 @@ static void inputs_release(rs_ctx *ctx, inputs *a) {
 
 static rs_status check_count(const rs_op *op, rs_tensor *const *in, int nin) {
   RSI_CHECK(nin >= op->nin_min && (nin <= op->nin_max || op->nin_max == RSI_VARIADIC), RS_ERR_ARG,
-            "%d inputs were given, but it takes %s%d", nin, op->nin_max == op->nin_min ? "" : "at least ", op->nin_min);
+            "%d inputs were given, but it takes %s %d (%s)", nin,
+            op->nin_max == op->nin_min ? "just" : nin < op->nin_min ? "at least" : "at most",
+            nin < op->nin_min ? op->nin_min : op->nin_max, op->inputs);
   for (int i = 0; i < op->nin_min; i++)
     RSI_CHECK(in[i] || op->nin_max == RSI_VARIADIC, RS_ERR_ARG, "input %d (of %s) is missing", i + 1, op->inputs);
   return RS_OK;
@@ -153,14 +158,21 @@ static rs_status run_in_f32(rs_ctx *ctx, const rs_op *op, int half, inputs *a, c
               "input %d is written in place and must not be %s; keep it in f32", i + 1, rs_dtype_name(half));
     RSI_TRY(cast_input(ctx, a, i, RS_F32));
   }
+  if (inplace) {
+    RSI_CHECK(op->traits & RSI_T_ELEMENTWISE, RS_ERR_UNSUPPORTED, "it has no in-place form");
+    RSI_CHECK(!ctx->grad_enabled || !target->node || !rsi_node_is_leaf(target->node), RS_ERR_GRAD, LEAF_IN_PLACE);
+  }
   RSI_TRY(dispatch(ctx, op, a, attrs, result, false));
   if (!inplace) {
     RSI_TRY(cast_outputs(ctx, op, half, result));
     for (int j = 0; j < op->nout; j++) out[j] = result[j];
     return RS_OK;
   }
-  rs_tensor *const pair[2] = {target, result[0]};
-  const rs_status status = rs_call_inplace(ctx, RS_OP_assign, pair, 2, NULL);
+  const struct { int64_t dtype; } narrow = {target->dtype};
+  rs_tensor *pair[2] = {target, NULL};
+  rs_status status = rsi_run(ctx, RS_OP_cast, &result[0], 1, &narrow, &pair[1]);
+  if (status == RS_OK) status = rs_call_inplace(ctx, RS_OP_assign, pair, 2, NULL);
+  rs_tensor_release(pair[1]);
   for (int j = 0; j < op->nout; j++) rs_tensor_release(result[j]);
   return status;
 }
@@ -195,13 +207,6 @@ static rs_status make_view(rs_ctx *ctx, rsi_call *c, inputs *a) {
   return rsi_tensor_view(a->in[0], offset, c->desc[0].ndim, c->desc[0].shape, strides, &c->out[0]);
 }
 
-/* An expanded tensor shows one element at several places: writing through it would be a lie. */
-static bool overlaps_itself(const rs_tensor *t) {
-  for (int i = 0; i < t->ndim; i++)
-    if (t->strides[i] == 0 && t->shape[i] > 1) return true;
-  return false;
-}
-
 static bool same_sizes(int n, const int64_t *a, const int64_t *b) {
   for (int i = 0; i < n; i++)
     if (a[i] != b[i]) return false;
@@ -216,10 +221,10 @@ static rs_status check_inplace(const rs_ctx *ctx, const rsi_call *c, bool record
             rsi_shape_text(c->desc[0].ndim, c->desc[0].shape), rsi_text(t));
   RSI_CHECK(c->desc[0].dtype == t->dtype, RS_ERR_DTYPE, "the result is %s, which cannot be stored in place in a %s tensor",
             rs_dtype_name(c->desc[0].dtype), rs_dtype_name(t->dtype));
-  RSI_CHECK(!overlaps_itself(t), RS_ERR_STATE, "an expanded tensor cannot be written in place; clone it first");
+  RSI_CHECK(!rsi_overlaps_itself(t), RS_ERR_STATE, "an expanded tensor cannot be written in place; clone it first");
   if (!ctx->grad_enabled) return RS_OK;
   RSI_CHECK(!t->node || !rsi_node_is_leaf(t->node), RS_ERR_GRAD,
-            "a leaf that requires a gradient cannot be changed in place; do it under no_grad, or use the out-of-place form");
+            LEAF_IN_PLACE);
   if (!recorded) return RS_OK;
   RSI_CHECK(!(t->flags & RSI_VIEW), RS_ERR_GRAD,
             "a view cannot be changed in place while gradients are recorded; clone it, or do it under no_grad");
@@ -228,24 +233,30 @@ static rs_status check_inplace(const rs_ctx *ctx, const rsi_call *c, bool record
   return RS_OK;
 }
 
-/* A kernel may read an in-place operand only at the element it writes: any other overlap gets a copy. */
-static rs_status separate_overlap(rs_ctx *ctx, inputs *a) {
+/*
+** A kernel may read an in-place operand only at the element it writes: any other overlap gets a copy, and so does an alias
+** whose value the gradient rule will want as it was.
+*/
+static rs_status separate_overlap(rs_ctx *ctx, inputs *a, uint32_t kept) {
   for (int i = 1; i < a->nin; i++) {
     rs_tensor *const t = a->in[i];
     if (!t || t->storage != a->in[0]->storage) continue;
     const bool same = t->data == a->in[0]->data && rsi_same_shape(t, a->in[0]) &&
                       same_sizes(t->ndim, t->strides, a->in[0]->strides);
-    if (!same) RSI_TRY(replace(ctx, a, i, RS_OP_copy, NULL));
+    if (!same || (kept & RSI_KEEP_IN(i))) RSI_TRY(replace(ctx, a, i, RS_OP_copy, NULL));
   }
   return RS_OK;
 }
 
-/* A view with a gradient shows its base as it was when the view was taken; a later write to the base is not on its tape. */
+/*
+** A view shows its base as it was when the view was taken; a later write to the base is not on its tape. A view without a
+** gradient is stale once a write that has one reached its base.
+*/
 static rs_status check_stale_views(const inputs *a) {
   for (int i = 0; i < a->nin; i++) {
     const rs_tensor *const t = a->in[i];
-    if (!t || !t->node || !(t->flags & RSI_VIEW)) continue;
-    RSI_CHECK(rsi_node_is_leaf(t->node) || t->view_version == t->storage->version, RS_ERR_VERSION,
+    if (!t || (t->flags & (RSI_VIEW | RSI_DETACHED)) != RSI_VIEW || (t->node && rsi_node_is_leaf(t->node))) continue;
+    RSI_CHECK(t->node ? t->view_version == t->storage->version : t->view_version >= t->storage->recorded, RS_ERR_VERSION,
               "input %d is a view whose base was overwritten in place by %s after the view was taken; take the view again", i + 1,
               rsi_last_writer(t->storage));
   }
@@ -291,7 +302,8 @@ static rs_status check_attrs(const rs_op *op, const void *attrs) {
     const char *const field = (const char *)attrs + at->offset;
     if (at->kind == RS_ATTR_FLOAT) {
       const double v = *(const double *)(const void *)field;
-      RSI_CHECK(!(v < at->min || v > at->max), RS_ERR_ARG, "%s is %g, but must lie in [%g, %g]", at->name, v, at->min, at->max);
+      const bool any = __builtin_isinf(at->min) && __builtin_isinf(at->max);   /* then NaN is a value like others */
+      RSI_CHECK(any || (v >= at->min && v <= at->max), RS_ERR_ARG, "%s is %g, but must lie in [%g, %g]", at->name, v, at->min, at->max);
     } else if (at->kind == RS_ATTR_DIMS || at->kind == RS_ATTR_SHAPE || at->kind == RS_ATTR_INTS) {
       const rs_list *const list = (const rs_list *)(const void *)field;
       RSI_CHECK(list->n >= 0 && list->n <= RS_MAX_DIMS, RS_ERR_ARG, "%s has %lld values, at most %d are possible", at->name,
@@ -352,7 +364,7 @@ static rs_status dispatch(rs_ctx *ctx, const rs_op *op, inputs *a, const void *a
       RSI_TRY(unify_dtypes(ctx, a, inplace));
       f = look(a);
     }
-    if (rsi_unlikely((f.dtypes & RSI_HALF) != 0) && !(op->traits & RSI_T_HALF))
+    if (rsi_unlikely((f.dtypes & RSI_HALF) != 0) && !(op->traits & (RSI_T_HALF | RSI_T_VIEW)))
       return run_in_f32(ctx, op, half_of(a), a, attr_copy, out, inplace);
     RSI_CHECK(op->dtypes >> f.lead->dtype & 1u, RS_ERR_DTYPE, "a %s tensor of shape %s is not accepted; cast it first (t:to(\"f32\"))",
               rs_dtype_name(f.lead->dtype), rsi_text(f.lead));
@@ -373,10 +385,10 @@ static rs_status dispatch(rs_ctx *ctx, const rs_op *op, inputs *a, const void *a
   }
   if (op->infer) RSI_TRY(op->infer(&c));
   const bool recorded = f.grad && ctx->grad_enabled && !(op->traits & RSI_T_NONDIFF);
-  if (recorded && f.views) RSI_TRY(check_stale_views(a));
+  if (rsi_unlikely(f.views) && ctx->grad_enabled && !(op->traits & RSI_T_NONDIFF)) RSI_TRY(check_stale_views(a));
   if (inplace) {
     RSI_TRY(check_inplace(ctx, &c, recorded));
-    RSI_TRY(separate_overlap(ctx, a));
+    RSI_TRY(separate_overlap(ctx, a, recorded ? rsi_saved_mask(op, a->in, a->nin) : 0));
   }
   const rs_status status = execute(ctx, &c, a, f.lead, inplace, recorded);
   if (rsi_unlikely(status != RS_OK)) release_outputs(op, out, inplace);
@@ -409,7 +421,8 @@ rs_status rs_call(rs_ctx *ctx, int op, rs_tensor *const *in, int nin, const void
 
 rs_status rs_call_inplace(rs_ctx *ctx, int op, rs_tensor *const *in, int nin, const void *attrs) {
   rs_tensor *out[RS_MAX_OUTPUTS];
-  RSI_CHECK(nin > 0 && in[0], RS_ERR_ARG, "an in-place op needs a tensor to write to");
+  RSI_CHECK(nin > 0 && in[0], RS_ERR_ARG, "%s: an in-place op needs a tensor to write to",
+            op >= 0 && op < RSI_OPS ? rsi_ops[op]->name : "?");
   return call(ctx, op, in, nin, attrs, out, true);
 }
 

@@ -138,7 +138,7 @@ const rs_op rsi_op_dropout = {
          "2014). Output 1 (the state of the generator) is for the gradient.",
   .inputs = "x", .nin_min = 1, .nin_max = 1, .nout = 2, .nout_public = 1,
   .traits = RSI_T_RANDOM, .dtypes = RSI_FLOATS | RSI_HALF, RSI_USES_ATTRS(dropout),
-  .infer = dropout_infer, .draws = dropout_draws, .grad = dropout_grad, .saves = {RSI_KEEP_OUT(1)},
+  .infer = dropout_infer, .grad = dropout_grad, .saves = {RSI_KEEP_OUT(1)},
   .kernels = dropout_kernels, .samples = dropout_samples,
 };
 

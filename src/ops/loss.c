@@ -124,11 +124,13 @@ static rs_status bad_label(const job *j, const rs_tensor *target, int64_t p) {
     rest /= target->shape[d];
   }
   const long long label = (long long)raw_at(j, p), first = j->base, last = (long long)(j->classes - 1 + j->base);
-  if (target->ndim == 0) return rsi_fail(RS_ERR_INDEX, "label %lld is outside %lld..%lld", label, first, last);
+  /* The mistake that is made most: labels that count from 0 where they count from 1. */
+  const char *const hint = j->base == 1 && label == 0 ? "; labels count from 1: add 1 to labels that count from 0" : "";
+  if (target->ndim == 0) return rsi_fail(RS_ERR_INDEX, "label %lld is outside %lld..%lld%s", label, first, last, hint);
   if (target->ndim == 1)
-    return rsi_fail(RS_ERR_INDEX, "label %lld at position %lld is outside %lld..%lld", label, (long long)at[0], first, last);
-  return rsi_fail(RS_ERR_INDEX, "label %lld at position %s is outside %lld..%lld", label, rsi_shape_text(target->ndim, at), first,
-                  last);
+    return rsi_fail(RS_ERR_INDEX, "label %lld at position %lld is outside %lld..%lld%s", label, (long long)at[0], first, last, hint);
+  return rsi_fail(RS_ERR_INDEX, "label %lld at position %s is outside %lld..%lld%s", label, rsi_shape_text(target->ndim, at),
+                  first, last, hint);
 }
 
 /* Sets all but the outputs; checks every label. */

@@ -147,7 +147,6 @@ struct rs_op {
   /* For VIEW ops: the new view relative to in[0]->data. RS_ERR_STATE (without a text) asks for a contiguous copy first. */
   rs_status (*view)(const rsi_call *c, int64_t *offset, int64_t *strides);
   bool      (*writes)(const rsi_call *c, int i);  /* true: input i is written in place (running statistics, parameters) */
-  int64_t   (*draws)(const rsi_call *c);          /* RANDOM: blocks of four random words used; NULL: ceil(numel(out 0) / 4) */
   void      (*grad)(rsi_grad *g);
   uint32_t    saves[RSI_FEW];                     /* saves[i]: what the gradient of input i needs */
   const rsi_kernel *kernels;                      /* in order of preference; the last is portable; ends with name NULL */

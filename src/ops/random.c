@@ -60,11 +60,6 @@ static rs_status run_random(const rsi_call *c, random_job *job, double work) {
   return RS_OK;
 }
 
-static int64_t draws_wide(const rsi_call *c) { return 2 * (int64_t)blocks_of(c->out[0]->numel); }
-static int64_t draws_float(const rsi_call *c) {
-  return (c->out[0]->dtype == RS_F64 ? 2 : 1) * (int64_t)blocks_of(c->out[0]->numel);
-}
-
 static rs_status want_float(int64_t dtype) {
   RSI_CHECK(rsi_is_float((int)dtype), RS_ERR_DTYPE, "dtype must be a float type, got %s", rs_dtype_name((int)dtype));
   return RS_OK;
@@ -73,12 +68,12 @@ static rs_status want_float(int64_t dtype) {
 /* 53 bits as a fraction of [0, 1) */
 static double fraction_f64(uint32_t word, uint32_t low) { return (double)((uint64_t)word << 21 | low >> 11) * 0x1p-53; }
 
-#define RANDOM(NAME, DRAWS, DOC, SAMPLES)                                                                                   \
+#define RANDOM(NAME, DOC, SAMPLES)                                                                                          \
   static const rsi_kernel NAME##_kernels[] = {{"philox", RSI_PORTABLE, RSI_ANY, NULL, NULL, NAME##_run}, {0}};              \
   const rs_op rsi_op_##NAME = {                                                                                             \
     .name = #NAME, .doc = DOC, .inputs = "", .nin_min = 0, .nin_max = 0, .nout = 1,                                         \
     .traits = RSI_T_NONDIFF | RSI_T_HALF | RSI_T_NOT_METHOD | RSI_T_RANDOM | NAME##_TRAITS, .dtypes = RSI_ANY,              \
-    RSI_USES_ATTRS(NAME), .infer = NAME##_infer, .draws = DRAWS, .kernels = NAME##_kernels, .samples = SAMPLES,             \
+    RSI_USES_ATTRS(NAME), .infer = NAME##_infer, .kernels = NAME##_kernels, .samples = SAMPLES,                    \
   }
 enum { uniform_TRAITS = 0, normal_TRAITS = 0, bernoulli_TRAITS = 0, randint_TRAITS = 0, randperm_TRAITS = RSI_T_INDEXED };
 
@@ -152,7 +147,7 @@ static const uniform_attrs uniform_matrix = {{2, {7, 33}}, 0, 1, RS_F32}, unifor
                            uniform_half = {{1, {33}}, 0, 1, RS_BF16};
 static const rsi_sample uniform_samples[] = {{"", &uniform_matrix, 0, 1}, {"", &uniform_range, 0, 1}, {"", &uniform_scalar, 0, 1},
                                              {"", &uniform_empty, 0, 1}, {"", &uniform_half, 0, 1}, {0}};
-RANDOM(uniform, draws_float, "Independent values from [low, high), 24 bits of chance in f32 and 53 in f64.", uniform_samples);
+RANDOM(uniform, "Independent values from [low, high), 24 bits of chance in f32 and 53 in f64.", uniform_samples);
 
 /* ---- normal ---------------------------------------------------------------------------------------------------------- */
 
@@ -201,7 +196,7 @@ static const normal_attrs normal_matrix = {{2, {7, 33}}, 0, 1, RS_F32}, normal_m
                           normal_half = {{1, {33}}, 0, 1, RS_F16};
 static const rsi_sample normal_samples[] = {{"", &normal_matrix, 0, 1}, {"", &normal_moved, 0, 1}, {"", &normal_scalar, 0, 1},
                                             {"", &normal_empty, 0, 1}, {"", &normal_half, 0, 1}, {0}};
-RANDOM(normal, draws_float, "Independent values from the normal distribution (Box and Muller 1958).", normal_samples);
+RANDOM(normal, "Independent values from the normal distribution (Box and Muller 1958).", normal_samples);
 
 /* ---- bernoulli ------------------------------------------------------------------------------------------------------- */
 
@@ -233,7 +228,7 @@ static const bernoulli_attrs bernoulli_matrix = {{2, {7, 33}}, 0.25, RS_F32}, be
                              bernoulli_empty = {{1, {0}}, 0.5, RS_F32}, bernoulli_scalar = {{0, {0}}, 1, RS_F64};
 static const rsi_sample bernoulli_samples[] = {{"", &bernoulli_matrix, 0, 1}, {"", &bernoulli_mask, 0, 1},
                                                {"", &bernoulli_empty, 0, 1}, {"", &bernoulli_scalar, 0, 1}, {0}};
-RANDOM(bernoulli, NULL, "Ones with probability p, zeros otherwise.", bernoulli_samples);
+RANDOM(bernoulli, "Ones with probability p, zeros otherwise.", bernoulli_samples);
 
 /* ---- integers -------------------------------------------------------------------------------------------------------- */
 
@@ -277,7 +272,7 @@ static const randint_attrs randint_dice = {1, 6, {2, {7, 33}}, RS_I64}, randint_
                            randint_one = {3, 3, {0, {0}}, RS_I32};
 static const rsi_sample randint_samples[] = {{"", &randint_dice, 0, 1}, {"", &randint_byte, 0, 1}, {"", &randint_signed, 0, 1},
                                              {"", &randint_empty, 0, 1}, {"", &randint_one, 0, 1}, {0}};
-RANDOM(randint, draws_wide, "Independent whole numbers from low to high, both included.", randint_samples);
+RANDOM(randint, "Independent whole numbers from low to high, both included.", randint_samples);
 
 /* ---- randperm -------------------------------------------------------------------------------------------------------- */
 
@@ -317,11 +312,10 @@ static rs_status randperm_infer(rsi_call *c) {
 SHUFFLE(int64_t, i64)
 SHUFFLE(int32_t, i32)
 
-static int64_t randperm_draws(const rsi_call *c) { return (c->out[0]->numel + 1) / 2; }
 
 static rs_status randperm_run(const rsi_call *c) {
   const rs_tensor *const out = c->out[0];
-  const uint64_t first = rsi_rng_take(c->x->rng, (uint64_t)randperm_draws(c));
+  const uint64_t first = rsi_rng_take(c->x->rng, (uint64_t)(c->out[0]->numel + 1) / 2);
   if (out->dtype == RS_I64) shuffle_i64(c->x, first, out->numel, out->data);
   else shuffle_i32(c->x, first, out->numel, out->data);
   return RS_OK;
@@ -330,4 +324,4 @@ static rs_status randperm_run(const rsi_call *c) {
 static const randperm_attrs randperm_odd = {33, RS_I64}, randperm_none = {0, RS_I64}, randperm_i32 = {1000, RS_I32};
 static const rsi_sample randperm_samples[] = {{"", &randperm_odd, 0, 1}, {"", &randperm_none, 0, 1},
                                               {"", &randperm_i32, 0, 1}, {0}};
-RANDOM(randperm, randperm_draws, "The indices of n places in random order.", randperm_samples);
+RANDOM(randperm, "The indices of n places in random order.", randperm_samples);

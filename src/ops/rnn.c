@@ -30,7 +30,8 @@ enum { RNN, GRU, LSTM };
 enum { X, W_IH, W_HH, B_IH, B_HH, H0, C0 };   /* inputs of the forward ops */
 
 enum {
-  STEPS_WORTH_A_COPY = 4,          /* from here on w_hh is copied into the order in which it is read */
+  STEPS_WORTH_A_COPY = 4, ROWS_WORTH_A_COPY = 128,   /* from here on w_hh is copied into the order in which it is read */
+  FEW_ROWS = 32,                   /* a product with so few rows reads w_hh well as it is */
   PAD = 16,                        /* elements between its rows, so that they do not share cache sets */
   ROWS = 8, UNITS = 16,            /* blocks are multiples of these */
   MANY_ROWS = 16, MOST_BLOCKS = 16, FEW_WEIGHT_BYTES = 512 * 1024,
@@ -106,7 +107,8 @@ static void cut(sequence *s, bool backward) {
   s->unit_blocks = larger(parts(s->H, larger(s->units, 1)), 1);
   const int64_t n = s->unit_blocks > 1 ? s->units : backward ? s->H : s->G;
   s->room_bytes = whole(s->x->k->gemm->scratch(s->rows, n, backward ? s->G : s->H, s->item));
-  const bool copied = s->T >= STEPS_WORTH_A_COPY && s->B > 1;
+  const bool slow = !backward && (s->B > FEW_ROWS || s->H < 8 * s->B);   /* would copy in every step */
+  const bool copied = s->B > 1 && s->T >= STEPS_WORTH_A_COPY && (slow || s->T * s->B >= ROWS_WORTH_A_COPY);
   s->weight_bytes = !copied ? 0 : whole((size_t)(backward ? s->G * (s->H + PAD) : s->H * (s->G + PAD)) * s->item);
   /* bias (4 H, gru's; or G) and zeros; u of gru */
   s->vector_bytes = whole((size_t)(5 * s->H) * s->item);

@@ -32,16 +32,18 @@ typedef struct rsi_instr {
 struct rs_program {
   _Atomic int32_t refs;
   rsi_heap       *heap;
-  rs_ctx         *ctx;                 /* kept alive: its heap holds the program */
+  rs_ctx         *ctx;                 /* kept alive once recorded: its heap holds the program */
   rsi_value      *values;
   rsi_instr      *instrs;
   int            *outputs;
   int             nvalues, values_capacity, ninstrs, instrs_capacity, ninputs, noutputs;
+  bool            writes_inputs;       /* an instruction writes to an argument in place */
 };
 
 struct rsi_trace {
   rs_program *program;
   uint64_t    serial;
+  rs_status   status;                  /* of the first append that failed: the recording has a hole */
 };
 
 #endif

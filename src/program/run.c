@@ -26,7 +26,7 @@ void rs_program_release(rs_program *p) {
   for (int i = 0; i < p->nvalues; i++) rs_tensor_release(p->values[i].bound);
   for (int i = 0; i < p->ninstrs; i++) {
     rsi_instr *const instr = &p->instrs[i];
-    rsi_free(heap, instr->ids, instr->ids_bytes + (instr->ids_bytes == 0));
+    if (instr->ids) rsi_free(heap, instr->ids, instr->ids_bytes + (instr->ids_bytes == 0));
     if (instr->attrs) rsi_free(heap, instr->attrs, (size_t)instr->op->attrs_size);
   }
   if (p->outputs) rsi_free(heap, p->outputs, sizeof(int) * (size_t)(p->noutputs ? p->noutputs : 1));
@@ -169,11 +169,20 @@ static rs_status check_form(const rs_program *p, int id, const rs_tensor *t, con
   const rsi_value *const v = &p->values[id];
   bool same = t->dtype == v->desc.dtype && t->ndim == v->desc.ndim;
   for (int i = 0; same && i < t->ndim; i++)
-    same = t->shape[i] == v->desc.shape[i] && (t->shape[i] == 1 || t->strides[i] == v->strides[i]);
-  RSI_CHECK(same || (v->desc.ndim == t->ndim && t->numel == 0), RS_ERR_SHAPE,
+    same = t->shape[i] == v->desc.shape[i] && (t->numel == 0 || t->shape[i] == 1 || t->strides[i] == v->strides[i]);
+  RSI_CHECK(same, RS_ERR_SHAPE,
             "program: %s %d is %s %s, but was recorded as %s %s%s; record again", what, number, rs_dtype_name(t->dtype), rsi_text(t),
             rs_dtype_name(v->desc.dtype), rsi_shape_text(v->desc.ndim, v->desc.shape),
             t->dtype == v->desc.dtype && t->ndim == v->desc.ndim ? " (or has other strides)" : "");
+  return RS_OK;
+}
+
+/* Arguments were apart when they were recorded; a program that writes one must not meet it as another. */
+static rs_status check_apart(const rs_program *p, rs_tensor *const *inputs, int base) {
+  for (int i = 0; i < p->ninputs; i++)
+    for (int j = 0; j < i; j++)
+      RSI_CHECK(inputs[i]->storage != inputs[j]->storage, RS_ERR_ARG,
+                "program: inputs %d and %d share memory, and the program writes to an input; pass a clone", j + base, i + base);
   return RS_OK;
 }
 
@@ -182,6 +191,7 @@ static rs_status bind(rs_workspace *w, rs_tensor *const *inputs) {
   const rs_program *const p = w->program;
   const int base = w->ctx->x.base;
   for (int i = 0; i < p->ninputs; i++) RSI_TRY(check_form(p, i, inputs[i], "input", i + base));
+  if (p->writes_inputs) RSI_TRY(check_apart(p, inputs, base));
   for (int id = 0; id < p->nvalues; id++) {
     const rsi_value *const v = &p->values[id];
     rs_tensor *const t = w->tensors[id];
@@ -228,6 +238,11 @@ rs_status rs_program_run(const rs_program *p, rs_workspace *w, rs_tensor *const 
         if (c->in[i] && instr->op->writes(c, i)) rsi_wrote(c->in[i], instr->op->name);
   }
   for (int i = 0; i < nout; i++) outputs[i] = NULL;
-  for (int i = 0; i < nout; i++) RSI_TRY(give_output(w, p->outputs[i], inputs, &outputs[i]));
-  return RS_OK;
+  rs_status status = RS_OK;
+  for (int i = 0; i < nout && status == RS_OK; i++) status = give_output(w, p->outputs[i], inputs, &outputs[i]);
+  for (int i = 0; i < nout && status != RS_OK; i++) {
+    rs_tensor_release(outputs[i]);
+    outputs[i] = NULL;
+  }
+  return status;
 }

@@ -75,8 +75,15 @@ static rs_status add_ids(rsi_trace *t, const rsi_call *c, rsi_instr *instr, cons
   return RS_OK;
 }
 
-rs_status rsi_trace_append(rs_ctx *ctx, const rsi_call *c, const rsi_kernel *kernel, bool inplace) {
-  rsi_trace *const t = ctx->trace;
+static bool writes_argument(const rs_program *p, const rsi_call *c, const rsi_instr *instr, bool inplace) {
+  for (int i = 0; i < c->nin; i++) {
+    if (instr->ids[i] < 0 || !((inplace && i == 0) || (c->op->writes && c->op->writes(c, i)))) continue;
+    if (p->values[p->values[instr->ids[i]].base].kind == RSI_V_ARG) return true;
+  }
+  return false;
+}
+
+static rs_status append(rsi_trace *t, const rsi_call *c, const rsi_kernel *kernel, bool inplace) {
   rs_program *const p = t->program;
   RSI_TRY(grow(p->heap, (void **)&p->instrs, p->ninstrs, &p->instrs_capacity, sizeof(rsi_instr)));
   rsi_instr *const instr = &p->instrs[p->ninstrs++];   /* counted at once, so that a failure below is cleaned up with it */
@@ -91,7 +98,15 @@ rs_status rsi_trace_append(rs_ctx *ctx, const rsi_call *c, const rsi_kernel *ker
     memcpy(instr->attrs, c->attrs, (size_t)c->op->attrs_size);
   }
   memcpy(instr->desc, c->desc, sizeof instr->desc);
-  return add_ids(t, c, instr, kernel, inplace);
+  RSI_TRY(add_ids(t, c, instr, kernel, inplace));
+  p->writes_inputs |= writes_argument(p, c, instr, inplace);
+  return RS_OK;
+}
+
+rs_status rsi_trace_append(rs_ctx *ctx, const rsi_call *c, const rsi_kernel *kernel, bool inplace) {
+  rsi_trace *const t = ctx->trace;
+  if (t->status == RS_OK) t->status = append(t, c, kernel, inplace);
+  return t->status;
 }
 
 /* ---- begin and end --------------------------------------------------------------------------------------------------- */
@@ -110,8 +125,7 @@ static rs_status trace_new(rs_ctx *ctx, rsi_trace **out) {
   memset(t->program, 0, sizeof(rs_program));
   atomic_init(&t->program->refs, 1);
   t->program->heap = ctx->x.heap;
-  rsi_ctx_retain(ctx);
-  t->program->ctx = ctx;
+  t->status = RS_OK;
   t->serial = atomic_fetch_add_explicit(&serials, 1, memory_order_relaxed) + 1;
   *out = t;
   return RS_OK;
@@ -153,7 +167,9 @@ rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program
   rsi_trace *const t = ctx->trace;
   rs_program *const p = t->program;
   void *block;
-  rs_status status = rsi_alloc(p->heap, sizeof(int) * (size_t)(n ? n : 1), &block);
+  rs_status status = t->status;
+  if (status != RS_OK) rsi_fail(status, "compile: an op could not be recorded, so the recording has a hole; record again");
+  else status = rsi_alloc(p->heap, sizeof(int) * (size_t)(n ? n : 1), &block);
   if (status == RS_OK) {
     p->outputs = block;
     p->noutputs = n;
@@ -165,6 +181,8 @@ rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program
   }
   ctx->trace = NULL;
   rsi_free(p->heap, t, sizeof *t);
+  rsi_ctx_retain(ctx);
+  p->ctx = ctx;
   *out = p;
   return RS_OK;
 }

@@ -127,6 +127,7 @@ rs_status rs_tensor_write(rs_ctx *ctx, rs_tensor *t, const double *values) {
   RSI_TRY(refuse_while_recording(ctx, "write"));
   RSI_CHECK(!ctx->grad_enabled || !t->node, RS_ERR_GRAD,
             "write: a tensor that requires a gradient is written under no_grad only");
+  RSI_CHECK(!rsi_overlaps_itself(t), RS_ERR_STATE, "write: an expanded tensor cannot be written; clone it first");
   rsi_nest_make(&nest, &t, 1);
   rsi_nest_run(&nest, 0, t->numel, write_row, &w);
   rsi_wrote(t, "write");
@@ -138,6 +139,16 @@ rs_status rs_tensor_set_data(rs_ctx *ctx, rs_tensor *t, rs_tensor *source) {
   RSI_CHECK(!t->node || rsi_node_is_leaf(t->node), RS_ERR_GRAD, "set_data: only a leaf can take other data");
   RSI_CHECK(!t->node || rsi_is_float(source->dtype), RS_ERR_DTYPE, "set_data: %s data for a tensor that requires a gradient",
             rs_dtype_name(source->dtype));
+  rsi_node *const former = t->node;      /* a graph made with the old data keeps the old leaf */
+  if (former) {
+    t->node = NULL;
+    const rs_status status = rs_tensor_set_requires_grad(ctx, t, 1);
+    if (status != RS_OK) {
+      t->node = former;
+      return status;
+    }
+    rsi_node_release(former);
+  }
   rsi_tensor_move(t, source->storage);
   t->data = source->data;
   t->dtype = source->dtype;
@@ -147,9 +158,5 @@ rs_status rs_tensor_set_data(rs_ctx *ctx, rs_tensor *t, rs_tensor *source) {
   t->view_version = source->storage->version;
   memcpy(t->shape, source->shape, sizeof t->shape);
   memcpy(t->strides, source->strides, sizeof t->strides);
-  if (t->node && t->node->kept[0]) {           /* a gradient of the old form would not fit */
-    rs_tensor_release(t->node->kept[0]);
-    t->node->kept[0] = NULL;
-  }
   return RS_OK;
 }

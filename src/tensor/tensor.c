@@ -28,7 +28,8 @@ rs_status rsi_numel(int ndim, const int64_t *shape, size_t item, int64_t *out) {
   return RS_OK;
 }
 
-void rsi_tensor_set_strides(rs_tensor *t) {
+/* Row-major strides from the shape. */
+static void set_strides(rs_tensor *t) {
   int64_t step = 1;
   for (int i = t->ndim - 1; i >= 0; i--) {
     t->strides[i] = step;
@@ -47,6 +48,12 @@ void rsi_tensor_update_flags(rs_tensor *t) {
   }
   if (contiguous || t->numel == 0) t->flags |= RSI_CONTIGUOUS;
   else t->flags &= (uint8_t)~RSI_CONTIGUOUS;
+}
+
+bool rsi_overlaps_itself(const rs_tensor *t) {
+  for (int i = 0; i < t->ndim; i++)
+    if (t->strides[i] == 0 && t->shape[i] > 1) return true;
+  return false;
 }
 
 bool rsi_same_shape(const rs_tensor *a, const rs_tensor *b) {
@@ -146,7 +153,7 @@ rs_status rsi_tensor_new(rsi_heap *heap, const rsi_desc *desc, rs_tensor **out) 
   rs_tensor *const t = block;
   rsi_storage *const s = (void *)((char *)block + STORAGE_AT);
   atomic_init(&s->refs, 1);
-  s->version = 0;
+  s->version = s->recorded = 0;
   s->writer = NULL;
   s->heap = heap;
   s->data = (char *)block + DATA_AT;
@@ -159,7 +166,7 @@ rs_status rsi_tensor_new(rsi_heap *heap, const rsi_desc *desc, rs_tensor **out) 
   t->numel = numel;
   t->data = s->data;
   for (int i = 0; i < desc->ndim; i++) t->shape[i] = desc->shape[i];
-  rsi_tensor_set_strides(t);
+  set_strides(t);
   *out = t;
   return RS_OK;
 }

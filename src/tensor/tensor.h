@@ -20,6 +20,7 @@ enum { RSI_ALIGN = 64 };
 typedef struct rsi_storage {
   _Atomic int32_t refs;
   uint32_t        version;    /* writes in place so far */
+  uint32_t        recorded;   /* version after the last write in place that is on a tape */
   rsi_heap       *heap;
   const char     *writer;     /* the op that wrote in place last; NULL: none, or the user */
   void           *data;
@@ -28,7 +29,8 @@ typedef struct rsi_storage {
 } rsi_storage;
 
 /* RSI_EMBEDDED: lies inside a node and cannot be kept. RSI_WITH_STORAGE: lies in the storage's block. */
-enum { RSI_CONTIGUOUS = 1, RSI_VIEW = 2, RSI_EMBEDDED = 4, RSI_WITH_STORAGE = 8 };
+/* RSI_DETACHED: an alias that was cut off from the tape on purpose. */
+enum { RSI_CONTIGUOUS = 1, RSI_VIEW = 2, RSI_EMBEDDED = 4, RSI_WITH_STORAGE = 8, RSI_DETACHED = 16 };
 
 struct rs_tensor {
   _Atomic int32_t refs;
@@ -66,7 +68,6 @@ rs_status rsi_tensor_view(const rs_tensor *t, int64_t offset, int ndim, const in
                           rs_tensor **out);
 /* Copies header fields into dst (which may lie inside another object) and takes a storage reference. No node reference. */
 void      rsi_tensor_embed(rs_tensor *dst, const rs_tensor *t);
-void      rsi_tensor_set_strides(rs_tensor *t);                 /* row-major strides from the shape; sets RSI_CONTIGUOUS */
 void      rsi_tensor_update_flags(rs_tensor *t);                /* RSI_CONTIGUOUS from shape and strides */
 void      rsi_storage_release(rsi_storage *s);
 void      rsi_header_free(rs_tensor *t);    /* the last reference is gone; the storage and the node are released separately */
@@ -82,6 +83,8 @@ void      rsi_tensor_move(rs_tensor *t, rsi_storage *to);
 rs_status rsi_tensor_share(rs_tensor *t, rs_tensor **out);
 
 void      rsi_desc_of(const rs_tensor *t, rsi_desc *out);
+/* An expanded tensor shows one element at several places: writing through it would be a lie. */
+bool      rsi_overlaps_itself(const rs_tensor *t);
 bool      rsi_same_shape(const rs_tensor *a, const rs_tensor *b);
 rs_status rsi_numel(int ndim, const int64_t *shape, size_t item, int64_t *out);    /* checked product */
 /* NumPy's rule. On failure the text names both shapes. */
