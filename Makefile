@@ -104,7 +104,8 @@ $(B)/ops_api.c: $(B)/opgen src/resin.h
 $(B)/obj/ops_api.o: $(B)/ops_api.c
 	$(call SAY,CC)$(CC) $(filter-out -DRSI_INTERNAL,$(ALL_CFLAGS)) -c $< -o $@
 $(LIB): $(OBJECTS) $(B)/obj/ops_api.o
-	$(call SAY,CC)$(CC) $(CFLAGS) -shared -Wl,-z,defs -Wl,-Bsymbolic $^ $(LDFLAGS) $(LIBS) -o $@
+	$(call SAY,CC)$(CC) $(CFLAGS) -shared -Wl,-soname,libresin.so.0 -Wl,-z,defs -Wl,-Bsymbolic $^ $(LDFLAGS) $(LIBS) -o $@
+	@ln -sf libresin.so $@.0
 $(B)/resin: src/tools/resin.sh
 	@mkdir -p $(@D)
 	sed 's|@SOURCE@|$(CURDIR)|' $< > $@ && chmod +x $@

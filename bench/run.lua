@@ -39,8 +39,17 @@ local workloads = {
       { workload = "eager-op-backward", variant = "Lua, finaliser", us = lua.forward_backward / 1e3 },
     }
   end,
+  residual = function(threads)
+    local rows = {}
+    for _, form in ipairs { "container", "hand" } do
+      local f = figures(build .. "/resin bench/residual.lua " .. form .. " " .. threads)
+      rows[#rows + 1] = { workload = "residual-block", variant = form, us = f.forward }
+      rows[#rows + 1] = { workload = "residual-block-step", variant = form, us = f.step }
+    end
+    return rows
+  end,
 }
-local order = { "eager" }
+local order = { "eager", "residual" }
 
 local function option(name, default)
   for i = 1, #arg do

@@ -75,6 +75,22 @@ describe("golden numbers of ResidualSequential", function()
     one_skip("circuit_sub_order", nn.Apply{operation = function(current, saved) return current - saved end, record_name = "r"})
   end)
 
+  it("Circuit: a block of three repeats with one set of weights", function()
+    local leaves = golden.circuit_repeat3_shared.leaves
+    local layer = linear(leaves.W, leaves.b)
+    compare("circuit_repeat3_shared", nn.Circuit(nn.StartBlock("block", 3), nn.SaveInput("r"), layer, nn.ReLU(), nn.GetInput("r"),
+      nn.EndBlock("block")), {W = layer.weight, b = layer.bias})
+  end)
+
+  it("Circuit: op(current, saved)", function()
+    local leaves = golden.circuit_sub_order.leaves
+    for _, op in ipairs{"sub", resin.F.sub, function(current, saved) return current - saved end} do
+      local layer = linear(leaves.W, leaves.b)
+      compare("circuit_sub_order", nn.Circuit(nn.SaveInput("r"), layer, nn.GetInput("r", {op = op})),
+        {W = layer.weight, b = layer.bias})
+    end
+  end)
+
   it("highway", function()
     local leaves = golden.highway.leaves
     local layer = linear(leaves.W, leaves.b)
@@ -116,6 +132,26 @@ describe("golden numbers of ResidualSequential", function()
     local layer, alpha = linear(leaves.W, leaves.b), LearnableAlpha(0.3, 0, 1)
     local model = nn.ResidualSequential(nn.Record("r"), layer, nn.Apply("gated", "r", alpha))
     compare("gated_learnable_alpha", model, {W = layer.weight, b = layer.bias, p = alpha.param})
+  end)
+
+  it("a GRU with a skip around it", function()
+    local leaves = golden.gru_residual.leaves
+    local gru = nn.GRU(4, 4, {batch_first = true})
+    gru:load_state_dict{weight_ih_l0 = stored(leaves.Wih), weight_hh_l0 = stored(leaves.Whh), bias_ih_l0 = stored(leaves.bih),
+      bias_hh_l0 = stored(leaves.bhh)}
+    compare("gru_residual", nn.ResidualSequential(nn.Record("r"), nn.RecurrentWrapper(gru), nn.Apply{record_name = "r"}),
+      {Wih = gru.weight_ih_l0, Whh = gru.weight_hh_l0, bih = gru.bias_ih_l0, bhh = gru.bias_hh_l0})
+  end)
+
+  it("self-attention with a skip and a layer norm behind", function()
+    local leaves = golden.mha_residual_layernorm.leaves
+    local attention = nn.MultiheadAttention(8, 2)
+    attention:load_state_dict{in_proj_weight = stored(leaves.Wi), in_proj_bias = stored(leaves.bi), ["out_proj.weight"] = stored(leaves.Wo),
+      ["out_proj.bias"] = stored(leaves.bo)}
+    local out = attention.out_proj
+    compare("mha_residual_layernorm",
+      nn.ResidualSequential(nn.Record("r"), attention, nn.Apply{record_name = "r"}, nn.LayerNorm(8)),
+      {Wi = attention.in_proj_weight, bi = attention.in_proj_bias, Wo = out.weight, bo = out.bias})
   end)
 
   it("LearnableAlpha: parameter, value and derivative; an initial value out of range is an error", function()

@@ -285,7 +285,7 @@ describe("names and options that do not fit", function()
   end)
 
   it("operations and their options", function()
-    fails('Apply: unsupported operation "foo"; choose from add, concat, gated, highway, max, mean, min, multiply, ',
+    fails('Apply: unsupported operation "foo"; choose from add, concat, film, gated, gru, highway, input_gated, max, mean, min, multiply, ',
       Apply, {operation = "foo"})
     fails('a record is named by the second value or by record_name: Apply("add", "input"), Apply{record_name = "input"}', Apply,
       "input")
@@ -295,8 +295,8 @@ describe("names and options that do not fit", function()
     fails("Apply: operation multiply = x * (1 + alpha*r) takes no scale", Apply, {operation = "multiply", scale = 2})
     fails("Apply: operation add = scale*x + alpha*r takes no coupled", Apply, {coupled = true})
     fails("Apply: alpha must be a number, a tensor or a LearnableAlpha, got string \"x\"", Apply, "add", "r", "x")
-    fails('Apply: unknown option "opertaion" (known: operation, record_name, alpha, scale, dim, projection, broadcast, outer, coupled)',
-      Apply, {opertaion = "add"})
+    fails('Apply: unknown option "opertaion" (known: operation, record_name, alpha, scale, dim, projection, broadcast, outer, coupled, '
+      .. "transform, records, weights, drop_path, layer_scale)", Apply, {opertaion = "add"})
     fails("Apply: dim 0: dimensions count from 1", Apply, {dim = 0})
     fails("Apply: record_name must be a string, got number 3", Apply, "add", 3)
     fails("Apply: outer = true needs a record_name", Apply, {outer = true})
@@ -305,7 +305,7 @@ describe("names and options that do not fit", function()
     fails("Apply: projection must be a module, a layer's class or a function(inp, out, stride), got number 1", Apply, {projection = 1})
     fails("Record: need_projection must be a boolean, got number 1", Record, 1)
     fails("Record: name must be a string, got number 1", Record, true, 1)
-    fails('Record: unknown option "project" (known: need_projection, name, export)', Record, {project = true})
+    fails('Record: unknown option "project" (known: need_projection, name, export, transform)', Record, {project = true})
     fails("Apply must be used inside ResidualSequential", Apply(), resin.ones(1))
     fails("ResidualSequential: input must be a tensor, got number 3", RS(nn.ReLU()), 3)
     fails("Lambda returned nil; it must return a tensor", RS(opaque(function() end)), resin.ones(1))

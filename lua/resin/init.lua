@@ -113,7 +113,10 @@ end
 
 -- ---- parts that load when used ---------------------------------------------------------------------------------------------
 
-local parts = { nn = "resin.nn", optim = "resin.optim", data = "resin.data" }
+local parts = {
+  nn = "resin.nn", optim = "resin.optim", data = "resin.data", doctor = "resin.doctor",
+  blocks = "resin.blocks", models = "resin.models",
+}
 
 return setmetatable(resin, {
   __index = function(self, name)

@@ -402,6 +402,7 @@ function methods.backward(t, grad, options)
   end
   local h = handle(t, "backward")
   local rc = C.rs_backward(ctx, h, grad and grad.h or nil, flags)
+  if rc == C.RS_HOST then return require("resin.host").continue() end
   if rc ~= 0 then status(rc) end
 end
 

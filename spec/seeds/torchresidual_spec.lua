@@ -1,5 +1,5 @@
--- torchresidual: the samples of its README and FAQ, and where resin is right and it is not (systems.md, ledger 2, 4, 6, 8, 9, 10, 11,
--- 13, 15). Samples with recurrent layers, attention and Conv1d need layers of their own and come with them.
+-- torchresidual: the samples of its README and FAQ, and where resin is right and it is not (systems.md, ledger 1, 2, 4, 5, 6, 8 to 11,
+-- 13, 15).
 
 local resin = require "resin"
 local nn, optim = resin.nn, resin.optim
@@ -89,21 +89,104 @@ describe("README", function()
   end)
 
   it("complex encoder block: named children, long and short skips, concat along the channels", function()
-    local encoder = RS{
-      {"record_input", Record{need_projection = true, name = "input"}},
-      {"conv1", nn.Conv2d(64, 128, 3, {padding = 1})},
-      {"relu1", nn.ReLU()},
-      {"record_mid", Record{name = "mid"}},
-      {"conv2", nn.Conv2d(128, 128, 3, {padding = 1})},
-      {"relu2", nn.ReLU()},
-      {"apply_long", Apply{record_name = "input"}},
-      {"norm", nn.BatchNorm2d(128)},
-      {"conv3", nn.Conv2d(128, 64, 1)},
-      {"apply_short", Apply{record_name = "mid", operation = "concat"}},
-    }
-    assert.equal("Conv2d(64, 128, 1)", encoder.apply_long.projection_layer:label())
-    assert.same({2, 64 + 128, 5, 7}, shape_of(encoder, 2, 64, 5, 7))
-    assert.is_truthy(encoder:state_dict()["apply_long.projection_layer.weight"])
+    for name, size in pairs{Conv1d = {7}, Conv2d = {5, 7}} do
+      local Conv, Norm = nn[name], nn[name:gsub("Conv", "BatchNorm")]
+      local encoder = RS{
+        {"record_input", Record{need_projection = true, name = "input"}},
+        {"conv1", Conv(64, 128, 3, {padding = 1})},
+        {"relu1", nn.ReLU()},
+        {"record_mid", Record{name = "mid"}},
+        {"conv2", Conv(128, 128, 3, {padding = 1})},
+        {"relu2", nn.ReLU()},
+        {"apply_long", Apply{record_name = "input"}},
+        {"norm", Norm(128)},
+        {"conv3", Conv(128, 64, 1)},
+        {"apply_short", Apply{record_name = "mid", operation = "concat"}},
+      }
+      assert.equal(name .. "(64, 128, 1)", encoder.apply_long.projection_layer:label())
+      assert.same({2, 64 + 128, unpack(size)}, shape_of(encoder, 2, 64, unpack(size)))
+      assert.is_truthy(encoder:state_dict()["apply_long.projection_layer.weight"])
+    end
+  end)
+
+  it("LSTM with a residual", function()
+    local lstm = nn.LSTM(32, 32, {num_layers = 2, batch_first = true})
+    local block = RS(
+      Record{name = "r"},
+      nn.RecurrentWrapper(lstm, {return_hidden = false}),
+      Apply{record_name = "r"})
+    local x = resin.randn(4, 10, 32)
+    local y, extras = block(x)
+    assert.same({4, 10, 32}, y.shape)
+    assert.is_nil(extras)
+    assert.is_true((y - (lstm(x) + x)):abs():max():item() < 1e-6)
+  end)
+
+  it("RecurrentWrapper gives the state when asked", function()
+    local block = RS(Record(), nn.RecurrentWrapper(nn.LSTM(64, 64, {batch_first = true}), {return_hidden = true}), Apply())
+    local y, extras = block(resin.randn(2, 3, 64))
+    assert.same({2, 3, 64}, y.shape)
+    assert.same({1, 2, 64}, extras[1][1].shape)
+  end)
+
+  it("transformer-style block: attention over one tensor is self-attention", function()
+    local attention = nn.MultiheadAttention(32, 4)
+    local block = RS(
+      Record{name = "input"},
+      attention,
+      Apply{record_name = "input"},
+      nn.LayerNorm(32),
+
+      Record{name = "attn_out"},
+      nn.Linear(32, 128),
+      nn.ReLU(),
+      nn.Linear(128, 32),
+      Apply{record_name = "attn_out"},
+      nn.LayerNorm(32))
+    local x = resin.randn(5, 2, 32)                   -- [sequence, batch, features], as the seed has it
+    local y = block(x)
+    local h = block[4]((attention(x, x, x)) + x)
+    local by_hand = block[10](block[8](block[6](h):relu()) + h)
+    assert.is_true((y - by_hand):abs():max():item() < 1e-5)
+    assert.equal(32 * 96 + 96 + 32 * 32 + 32 + 2 * 64 + 32 * 128 + 128 + 128 * 32 + 32, block:num_parameters())
+    y:sum():backward()
+    for _, p in ipairs(block:parameters()) do assert.is_truthy(p.grad) end
+  end)
+
+  it("the table of operations", function()
+    local x = resin.randn(2, 4)
+    local layer = nn.Linear(4, 4)
+    local f = layer(x)
+    local function run(operation, alpha)
+      return RS(Record{name = "input"}, layer, Apply{operation = operation, record_name = "input", alpha = alpha})(x)
+    end
+    for operation, expected in pairs{add = f + 0.5 * x, multiply = f * (1 + 0.5 * x), gated = 0.5 * f + 0.5 * x} do
+      assert.is_true((run(operation, 0.5) - expected):abs():max():item() < 1e-6, operation)
+    end
+    assert.equal(0, (run("concat") - resin.cat({f, x}, 2)):abs():sum():item())
+    assert.same({2, 4}, run("highway").shape)
+  end)
+
+  it("an alpha by itself: alpha() is its value", function()
+    local alpha = LearnableAlpha(0.5, {min_value = 0, max_value = 1})
+    local x, residual = resin.ones(2), resin.ones(2) * 4
+    assert.same({3, 3}, (x + alpha() * residual):totable())
+  end)
+
+  it("thread safety: calls that overlap do not see each other", function()
+    local model = RS(Record{name = "r"}, nn.Linear(4, 4), function(x)
+      coroutine.yield()
+      return x
+    end, Apply{record_name = "r"})
+    local inputs, results, threads = {}, {}, {}
+    for i = 1, 8 do
+      inputs[i] = resin.randn(3, 4)
+      threads[i] = coroutine.wrap(function() results[i] = model(inputs[i]) end)
+    end
+    for _ = 1, 2 do
+      for i = 1, 8 do threads[i]() end
+    end
+    for i = 1, 8 do assert.is_true((results[i] - (model[2](inputs[i]) + inputs[i])):abs():max():item() < 1e-6) end
   end)
 
   it("alpha takes the logarithmic form by itself", function()
@@ -120,6 +203,28 @@ describe("FAQ", function()
   it("several Applies on one Record", function()
     local block = RS(Record{name = "r"}, nn.Linear(8, 8), Apply{record_name = "r"}, nn.Linear(8, 8), Apply{record_name = "r"})
     assert.same({2, 8}, shape_of(block, 2, 8))
+  end)
+
+  it("the form of an alpha: by the ratio of its bounds, or as told", function()
+    assert.is_true(LearnableAlpha(0.01, {min_value = 0.001, max_value = 1}).use_log:item())
+    assert.is_false(LearnableAlpha(0.5, {min_value = 0, max_value = 1}).use_log:item())
+    assert.is_false(LearnableAlpha(0.01, {min_value = 0.001, max_value = 1, use_log_space = false}).use_log:item())
+  end)
+
+  it("a transformer", function()
+    local block = RS(
+      Record{name = "attn_in"},
+      nn.MultiheadAttention(16, 8),
+      Apply{record_name = "attn_in"},
+      nn.LayerNorm(16),
+
+      Record{name = "ffn_in"},
+      nn.Linear(16, 64),
+      nn.ReLU(),
+      nn.Linear(64, 16),
+      Apply{record_name = "ffn_in"},
+      nn.LayerNorm(16))
+    assert.same({3, 2, 16}, shape_of(block, 3, 2, 16))
   end)
 
   it("LearnableAlpha outside of a container", function()
@@ -145,6 +250,23 @@ describe("FAQ", function()
       end
     end
     assert.equal(1, found)
+  end)
+end)
+
+describe("what a container tells about itself", function()
+  it("get_recorded_tensor and get_residual_info", function()
+    local block = RS(Record(), nn.Linear(4, 4), Apply("gated", nil, 0.5))
+    local x = resin.randn(2, 4)
+    block:record(x)
+    local tensor, record = block:get_recorded_tensor("record_1")
+    assert.equal(0, (tensor - x):abs():sum():item())
+    assert.is_true(record == block[1])
+    local info = block:get_residual_info()
+    assert.equal("record_1", info.records[1].name)
+    assert.is_false(info.records[1].need_projection)
+    assert.equal("gated", info.applies[1].operation)
+    assert.equal("record_1", info.applies[1].record_name)
+    assert.equal(0.5, info.applies[1].alpha)
   end)
 end)
 
@@ -175,6 +297,16 @@ describe("ledger", function()
     local x = resin.randn(2, 3)
     assert.equal(0, (RS(layer, layer)(x) - layer(layer(x))):abs():sum():item())
     assert.equal(2, #RS(layer, layer):parameters())
+  end)
+
+  it("5: attention in a container: one tensor is self-attention, options go by name", function()
+    local model = RS{Record("r"), {"attn", nn.MultiheadAttention(8, 2, {batch_first = true})}, Apply("add", "r")}
+    local x = resin.randn(2, 5, 8)
+    assert.same({2, 5, 8}, model(x).shape)
+    local causal = model(x, {attn = {is_causal = true}})
+    assert.is_true((causal - model(x)):abs():max():item() > 1e-4)
+    local _, extras = model(x, {attn = {need_weights = true}})
+    assert.same({2, 5, 5}, extras[1].shape)
   end)
 
   it("6: convolutions project and concatenate along the channels", function()

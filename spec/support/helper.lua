@@ -3,4 +3,5 @@
 local build = os.getenv("RESIN_BUILD") or "build"
 package.path = "./lua/?.lua;./lua/?/init.lua;./?.lua;" .. build .. "/lua/?.lua;" .. package.path
 local resin = require "resin"
-for _, part in ipairs { "nn", "optim", "data" } do assert(resin[part]) end   -- they load when first used: do it here, once
+-- They load when first used: do it here, once.
+for _, part in ipairs { "nn", "optim", "data", "doctor", "blocks", "models" } do assert(resin[part]) end

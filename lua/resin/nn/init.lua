@@ -16,9 +16,11 @@ local nn = {
 }
 
 for _, part in ipairs{
-  "resin.nn.linear", "resin.nn.conv", "resin.nn.norm", "resin.nn.activation", "resin.nn.pooling", "resin.nn.structural",
-  "resin.nn.loss", "resin.nn.sequential",
+  "resin.nn.linear", "resin.nn.conv", "resin.nn.norm", "resin.nn.group_norm", "resin.nn.activation", "resin.nn.pooling",
+  "resin.nn.resize", "resin.nn.structural",
+  "resin.nn.loss", "resin.nn.recurrent", "resin.nn.attention", "resin.nn.sequential",
   "resin.residual",   -- ResidualSequential, Record, Apply, LearnableAlpha
+  "resin.report",     -- summary and visualize
 } do
   for name, value in pairs(require(part)) do nn[name] = value end
 end

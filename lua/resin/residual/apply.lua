@@ -9,48 +9,64 @@ local init = require "resin.nn.initialise"
 local Module = require "resin.nn.module"
 local Tensor = require "resin.tensor"
 local shapes = require "resin.nn.shapes"
+local scope = require "resin.scope"
+local create = require "resin.create"
 local arguments = require "resin.residual.arguments"
+local Record = require "resin.residual.record"
 local combine = require "resin.residual.combine"
 local fit = require "resin.residual.fit"
 local LearnableAlpha = require "resin.residual.alpha"
 
-local NAMES = {"operation", "record_name", "alpha", "scale", "dim", "projection", "broadcast", "outer", "coupled"}
+-- The options of every Apply. The first three may be given by position.
+local NAMES = {"operation", "record_name", "alpha", "scale", "dim", "projection", "broadcast", "outer", "coupled", "transform",
+               "records", "weights", "drop_path", "layer_scale"}
 
 --- Apply(operation = "add", record_name = nil, alpha = 1) or Apply{record_name = …, operation = …, …}.
---- operation    add, concat, gated, highway, max, mean, min, multiply, subtract, a registered name, a function of
----              (current, saved), or a module whose forward takes both
+--- operation    the name of one (combine.lua lists them), a registered name, a function of (current, saved), or a module whose
+---              forward takes both
 --- record_name  the most recent Record of the container by default
 --- alpha, scale factors of the recorded and of the current value: a number, a tensor (one value, or one per channel), an
 ---              nn.Parameter, or a LearnableAlpha
+--- layer_scale  a trained scale per channel that starts at this number (LayerScale); made when the channels are known
+--- drop_path    probability that a sample leaves the current value out while training (stochastic depth)
 --- dim          the dimension of the features, where the layout does not say it
+--- transform    a module or a function that the recorded value goes through first
 --- projection   a module for the recorded value, or function(inp, out, stride) that makes one when the shapes differ
 --- broadcast    lets shapes that differ be broadcast
 --- outer        the Record is one of an enclosing container
 --- coupled      highway: one gate, C = 1 - T
+--- records      several names instead of one: add, concat, max, mean, min, a function of (current, a, b, …) or a module
+--- weights      of add with records: numbers for the current value and each record; "softmax" (trained, all equal at first) or
+---              "learned" (trained, at first 1 for the current value and 0 for the records)
 ---@class resin.nn.Apply: resin.nn.Module
 local Apply = class.define("Apply", Module, true)
+
+Apply.option_names = NAMES
+Apply.reads = "Record"      -- what a message calls the module that recorded
+
+local function what(self, name) return self.type .. ": " .. name end
 
 -- alpha or scale: kept under its name, registered when it is trained.
 local function set_factor(self, name, value)
   if type(value) == "number" then
-    rawset(self, name, check.number(value, "Apply: " .. name))
+    rawset(self, name, check.number(value, what(self, name)))
   elseif class.is_module(value) and value:is(LearnableAlpha) then
     self:add_module(name, value)
   elseif Tensor.is(value) then
-    check.tensor(value, "Apply: " .. name)
+    check.tensor(value, what(self, name))
     if value.requires_grad then
       self:register_parameter(name, value)
     else
       self:register_buffer(name, value, false)
     end
   else
-    check.fail("Apply: %s must be a number, a tensor or a LearnableAlpha, got %s", name, check.describe(value))
+    check.fail("%s must be a number, a tensor or a LearnableAlpha, got %s", what(self, name), check.describe(value))
   end
 end
 
 local function refuse(self, definition, o, name)
   if o[name] ~= nil then
-    check.fail("Apply: operation %s = %s takes no %s", self.operation_name, definition.formula, name)
+    check.fail("%s: operation %s = %s takes no %s", self.type, self.operation_name, definition.formula, name)
   end
 end
 
@@ -61,71 +77,140 @@ local function set_projection(self, value)
   elseif type(value) == "function" or (type(value) == "table" and rawget(value, "module_class")) then
     rawset(self, "make_projection", value)
   else
-    check.fail("Apply: projection must be a module, a layer's class or a function(inp, out, stride), got %s", check.describe(value))
+    check.fail("%s: projection must be a module, a layer's class or a function(inp, out, stride), got %s", self.type,
+      check.describe(value))
   end
 end
 
-local function unknown_operation(operation, given)
+local function unknown_operation(self, operation, given)
   if type(operation) == "string" then
     local hint = ""
-    if given.record_name == nil then
+    if given.record_name == nil and self.type == "Apply" then
       hint = ('; a record is named by the second value or by record_name: Apply("add", %q), Apply{record_name = %q}'):format(
         operation, operation)
     end
-    check.fail('Apply: unsupported operation "%s"; choose from %s%s', operation, combine.known(), hint)
+    check.fail('%s: unsupported operation "%s"; choose from %s%s', self.type, operation, combine.known(), hint)
   end
-  check.fail("Apply: operation must be one of %s, a function of (current, saved) or a module, got %s", combine.known(),
+  check.fail("%s: operation must be one of %s, a function of (current, saved) or a module, got %s", self.type, combine.known(),
     check.describe(operation))
 end
 
-function Apply:init(...)
-  local o = arguments.read("Apply", NAMES, 3, ...)
-  local operation = o.operation
-  if operation == nil then operation = "add" end
-  local definition = combine.find(operation)
-  if not definition then unknown_operation(operation, o) end
+local function set_weights(self, weights, n)
+  if weights == "softmax" or weights == "learned" then
+    local values = {}
+    for i = 1, n + 1 do values[i] = weights == "learned" and i == 1 and 1 or 0 end
+    self:register_parameter("mix", scope.promote(create.tensor(values)):requires_grad_(true))
+  elseif class.is_plain(weights) then
+    if #weights ~= n + 1 then
+      check.fail("%s: weights must be %d numbers, one for the current value and one for each of the %d records, got %d", self.type,
+        n + 1, n, #weights)
+    end
+    for i = 1, n + 1 do check.number(weights[i], what(self, "weights[" .. i .. "]")) end
+  else
+    check.fail('%s: weights must be a table of numbers, "softmax" or "learned", got %s', self.type, check.describe(weights))
+  end
+  rawset(self, "weights", weights)
+end
 
-  self.operation = definition.name == "custom" and "custom" or definition.name
-  if type(operation) == "function" then rawset(self, "operation", operation) end
-  rawset(self, "operation_name", definition.name)
-  rawset(self, "op", false)
-  if class.is_module(operation) then self:add_module("op", operation) end
+-- Several records instead of one.
+local function set_records(self, definition, o)
+  local names = o.records
+  if not class.is_plain(names) or #names == 0 then
+    check.fail("%s: records must be a table of names, got %s", self.type, check.describe(names))
+  end
+  local seen = {}
+  for i = 1, #names do
+    check.string(names[i], what(self, "records[" .. i .. "]"))
+    if seen[names[i]] then check.fail('%s: records names "%s" twice', self.type, names[i]) end
+    seen[names[i]] = true
+  end
+  if not definition.many then
+    check.fail("%s: operation %s = %s joins one record; records works with add, concat, max, mean, min, a function or a module",
+      self.type, self.operation_name, definition.formula)
+  end
+  for _, name in ipairs{"record_name", "alpha", "scale", "layer_scale", "projection", "outer"} do
+    if o[name] ~= nil then check.fail("%s: records and %s exclude each other", self.type, name) end
+  end
+  rawset(self, "records", names)
+  if o.weights ~= nil then
+    if definition.name ~= "add" then check.fail("%s: weights are for operation add, not for %s", self.type, self.operation_name) end
+    set_weights(self, o.weights, #names)
+  end
+end
 
-  if o.record_name ~= nil then
-    self.record_name = check.string(o.record_name, "Apply: record_name")
-    if o.record_name == "" then check.fail("Apply: record_name must not be empty") end
+-- What an option that is not given is: every field exists, so that a forward reads it without a walk through the classes.
+local function defaults(self)
+  for _, name in ipairs{"op", "scale", "dim", "transform", "projection_layer", "gate_layer", "own_projection", "make_projection",
+                        "records", "weights", "layer_scale", "off"} do
+    rawset(self, name, false)
   end
   rawset(self, "alpha", 1)
+  rawset(self, "drop_path", 0)
+  -- own_projection: the user's projection runs always, one of ours only where the shapes differ
+  -- off: "bypass" or "zero" while the skip is disabled
+end
+
+local function set_factors(self, definition, o)
   if o.alpha ~= nil then
     if not definition.alpha then refuse(self, definition, o, "alpha") end
     set_factor(self, "alpha", o.alpha)
   elseif definition.default_alpha then
     set_factor(self, "alpha", definition.default_alpha())
   end
-  rawset(self, "scale", false)
   if o.scale ~= nil then
     if not definition.scale then refuse(self, definition, o, "scale") end
     set_factor(self, "scale", o.scale)
   end
-  rawset(self, "dim", false)
+  if o.layer_scale ~= nil then
+    if not definition.scale then refuse(self, definition, o, "layer_scale") end
+    if o.scale ~= nil then check.fail("%s: scale and layer_scale exclude each other", self.type) end
+    rawset(self, "layer_scale", check.number(o.layer_scale, what(self, "layer_scale")))
+  end
+  if o.drop_path ~= nil then rawset(self, "drop_path", check.number(o.drop_path, what(self, "drop_path"), 0, 1)) end
+end
+
+--- Takes over the options of `o`, a table by name. For the constructors.
+---@param o table
+function Apply:configure(o)
+  local operation = o.operation
+  if operation == nil then operation = "add" end
+  local definition = combine.find(operation)
+  if not definition then unknown_operation(self, operation, o) end
+
+  defaults(self)
+  self.operation = definition.name == "custom" and "custom" or definition.name
+  if type(operation) == "function" then rawset(self, "operation", operation) end
+  rawset(self, "operation_name", definition.name)
+  if class.is_module(operation) then self:add_module("op", operation) end
+
+  if o.record_name ~= nil then
+    self.record_name = check.string(o.record_name, what(self, "record_name"))
+    if o.record_name == "" then check.fail("%s: record_name must not be empty", self.type) end
+  end
+  if o.records ~= nil then
+    set_records(self, definition, o)
+  elseif o.weights ~= nil then
+    check.fail("%s: weights needs records; one record has alpha and scale", self.type)
+  end
+  set_factors(self, definition, o)
   if o.dim ~= nil then
-    self.dim = check.integer(o.dim, "Apply: dim", -8, 8)
-    if o.dim == 0 then check.fail("Apply: dim 0: dimensions count from 1 (-1 is the last)") end
+    self.dim = check.integer(o.dim, what(self, "dim"), -8, 8)
+    if o.dim == 0 then check.fail("%s: dim 0: dimensions count from 1 (-1 is the last)", self.type) end
   end
   for _, name in ipairs{"broadcast", "outer", "coupled"} do
-    rawset(self, name, o[name] ~= nil and check.boolean(o[name], "Apply: " .. name))
+    rawset(self, name, o[name] ~= nil and check.boolean(o[name], what(self, name)))
   end
   if o.coupled ~= nil and not definition.options.coupled then refuse(self, definition, o, "coupled") end
-  if self.outer and not self.record_name then check.fail("Apply: outer = true needs a record_name") end
-  rawset(self, "projection_layer", false)
-  rawset(self, "gate_layer", false)
-  rawset(self, "own_projection", false)   -- the user's projection runs always, one of ours only where the shapes differ
-  rawset(self, "make_projection", false)
+  if self.outer and not self.record_name then check.fail("%s: outer = true needs a record_name", self.type) end
+  if o.transform ~= nil then self:add_module("transform", Record.as_module(o.transform, what(self, "transform"))) end
   if o.projection ~= nil then set_projection(self, o.projection) end
 end
 
-function Apply:forward() -- luacheck: no self
-  check.fail("Apply must be used inside ResidualSequential; put it into the container's list, after its Record")
+function Apply:init(...) self:configure(arguments.read("Apply", NAMES, 3, ...)) end
+
+function Apply:forward()
+  check.fail("%s must be used inside %s; put it into the container's list, after its %s", self.type,
+    self.reads == "Record" and "ResidualSequential" or "Circuit", self.reads)
 end
 
 Apply.output_shape = Apply.forward
@@ -136,7 +221,30 @@ function Apply:definition()
   return combine.find(self.op or self.operation)
 end
 
+--- Turns the skip off: bypass = the current value goes on as it is; zero = the recorded value counts as zeros. By default
+--- bypass, or zero where the result has another shape than the current value.
+---@param how? "bypass"|"zero"
+function Apply:disable(how)
+  if how == nil then
+    how = (self.records or self:definition().shapes ~= "same") and "zero" or "bypass"
+  end
+  check.enum(how, self.type .. ": disable: how", {"bypass", "zero"})
+  if how == "bypass" and self:definition().shapes ~= "same" then
+    check.fail("%s: disable: operation %s cannot be bypassed, because it may change the shape; use \"zero\"", self.type,
+      self.operation_name)
+  end
+  rawset(self, "off", how)
+end
+
+--- Turns the skip on again.
+function Apply:enable() rawset(self, "off", false) end
+
 -- ---- layers that follow from shapes ---------------------------------------------------------------------------------------
+
+-- Gives a layer to this Apply and to the copies of it that share weights (repeats of a Circuit's block).
+local function own(self, name, layer)
+  for _, twin in ipairs(rawget(self, "twins") or {self}) do twin:add_module(name, layer) end
+end
 
 --- Makes the projection.
 ---@param p resin.residual.Projection
@@ -154,29 +262,41 @@ function Apply:add_projection(p, dtype)
       layer = make(p.inp, p.out)
     end
     if not class.is_module(layer) then
-      check.fail("Apply: projection must return a module, got %s", check.describe(layer))
+      check.fail("%s: projection must return a module, got %s", self.type, check.describe(layer))
     end
   else
     layer = fit.layer(p, dtype)
   end
   if not self.training then layer:eval() end
-  self:add_module("projection_layer", layer)
+  own(self, "projection_layer", layer)
 end
 
---- Makes the gates for values of `shape` whose features are in dimension `at`.
+--- Makes the gates, or the scale per channel, for values of `shape` whose features are in dimension `at`.
 ---@param shape (integer|false)[]
 ---@param at integer
 ---@param dtype string
 function Apply:add_gates(shape, at, dtype)
   local size, rank = shape[at], #shape - at
-  local p = {kind = rank == 0 and "linear" or "conv", inp = size, out = size, stride = {}}
-  for i = 1, rank do p.stride[i] = 1 end
-  local gates = self:definition().gates(self, function(bias)
+  if self.layer_scale then
+    local values = scope.promote(create.full({size}, self.layer_scale, {dtype = dtype})):requires_grad_(true)
+    for _, twin in ipairs(rawget(self, "twins") or {self}) do twin:register_parameter("scale", values) end
+  end
+  local definition = self:definition()
+  if not definition.gates then return end
+  local gates = definition.gates(self, function(bias, multiple)
+    local p = {kind = rank == 0 and "linear" or "conv", inp = size, out = size * (multiple or 1), stride = {}}
+    for i = 1, rank do p.stride[i] = 1 end
     local layer = fit.layer(p, dtype)
-    init.constant_(layer.bias, bias)
+    if bias then init.constant_(layer.bias, bias) end
     return layer
   end)
-  self:add_module("gate_layer", gates)
+  own(self, "gate_layer", gates)
+end
+
+--- Does it still need layers that follow from shapes?
+---@return boolean
+function Apply:incomplete()
+  return (self:definition().gates ~= nil and not self.gate_layer) or (self.layer_scale and not self.scale) and true or false
 end
 
 -- A layer of the shapes that a saved weight has.
@@ -194,27 +314,45 @@ end
 function Apply:before_load(values, prefix)
   local weight = values[prefix .. "projection_layer.weight"]
   if not self.projection_layer and not self.make_projection and Tensor.is(weight) and weight.ndim >= 2 then
-    self:add_module("projection_layer", layer_for(weight, weight.dtype))
-    rawset(self, "stride_unknown", weight.ndim > 2)
+    own(self, "projection_layer", layer_for(weight, weight.dtype))
+    for _, twin in ipairs(rawget(self, "twins") or {self}) do rawset(twin, "stride_unknown", weight.ndim > 2) end
   end
-  local gate = values[prefix .. "gate_layer.transform_gate.weight"]
+  local scale = values[prefix .. "scale"]
+  if self.layer_scale and not self.scale and Tensor.is(scale) then
+    self:register_parameter("scale", scope.promote(create.zeros(scale.shape, {dtype = scale.dtype})):requires_grad_(true))
+  end
   local definition = self:definition()
-  if not self.gate_layer and definition.gates and Tensor.is(gate) and gate.ndim >= 2 then
-    self:add_module("gate_layer", definition.gates(self, function() return layer_for(gate, gate.dtype) end))
-  end
+  if not definition.gates or self.gate_layer then return end
+  -- the gates of any operation: their order says which of the saved weights each is for
+  local complete = true
+  local gates = definition.gates(self, function(_, _, name)
+    local saved = values[prefix .. "gate_layer." .. name .. ".weight"]
+    complete = complete and Tensor.is(saved) and saved.ndim >= 2
+    return complete and layer_for(saved, saved.dtype) or Module()
+  end)
+  if complete then own(self, "gate_layer", gates) end
 end
 
 -- ---- printing -------------------------------------------------------------------------------------------------------------
 
-function Apply:label()
+--- The options that differ from the default, as pairs {name, value}, for printing.
+---@return table[]
+function Apply:shown()
   local operation = self.operation_name
   if type(self.operation) == "function" then operation = self.operation elseif self.op then operation = nil end
-  local list = {
+  return {
     {"operation", operation}, {"record_name", self.record_name},
+    {"records", self.records and "{" .. table.concat(self.records, ", ") .. "}"},
+    {"weights", type(self.weights) == "string" and self.weights or self.weights and "{" .. table.concat(self.weights, ", ") .. "}"},
     {"alpha", not class.is_module(self.alpha) and self.alpha ~= 1 and self.alpha or nil},
-    {"scale", not class.is_module(self.scale) and self.scale or nil},
-    {"dim", self.dim}, {"broadcast", self.broadcast}, {"outer", self.outer}, {"coupled", self.coupled},
+    {"scale", not class.is_module(self.scale) and not self.layer_scale and self.scale or nil},
+    {"layer_scale", self.layer_scale}, {"drop_path", self.drop_path ~= 0 and self.drop_path},
+    {"dim", self.dim}, {"broadcast", self.broadcast}, {"outer", self.outer}, {"coupled", self.coupled}, {"disabled", self.off},
   }
+end
+
+function Apply:label()
+  local list = self:shown()
   return arguments.label("Apply", list, #list)
 end
 
@@ -225,15 +363,17 @@ end
 ---@param current (integer|false)[]
 ---@param why? string   there is no projection
 function Apply:mismatch(name, record, saved, current, why)
-  local text = ('Apply %s (record "%s"): recorded %s but current is %s; '):format(name, record.name, shapes.text(saved),
+  local text = ('%s %s (record "%s"): recorded %s but current is %s; '):format(self.type, name, record.name, shapes.text(saved),
     shapes.text(current))
   if why then
     text = text .. "no projection fits, because " .. why .. "; give a module as projection, or make the shapes equal"
   elseif self.projection_layer then
     text = text .. "its projection " .. self.projection_layer:label() .. " does not make them fit"
+  elseif self.records then
+    text = text .. "the records of one Apply must have the shape of the current value"
   else
-    text = ('%sset need_projection=true on Record "%s" (layer %s) to project it'):format(text, record.name, record.key)
-    if self:definition().shapes == "same" then text = text .. ", or broadcast=true on the Apply to broadcast" end
+    text = ('%sset need_projection=true on %s "%s" (layer %s) to project it'):format(text, record.module.type, record.name, record.key)
+    if self:definition().shapes == "same" then text = text .. ", or broadcast=true on the " .. self.type .. " to broadcast" end
   end
   check.fail("%s", text)
 end

@@ -77,4 +77,20 @@ function arguments.label(what, list, n)
   return what .. "{" .. table.concat(parts, ", ") .. "}"
 end
 
+--- 'SaveInput("r", {export = true})': a call with one value by position, and the options that are given.
+---@param what string
+---@param first any
+---@param list table[]
+---@return string
+function arguments.call(what, first, list)
+  local parts = {}
+  for _, entry in ipairs(list) do
+    if entry[2] ~= nil and entry[2] ~= false then parts[#parts + 1] = entry[1] .. " = " .. arguments.text(entry[2]) end
+  end
+  local values = {}
+  if first ~= nil then values[1] = arguments.text(first) end
+  if #parts > 0 then values[#values + 1] = "{" .. table.concat(parts, ", ") .. "}" end
+  return what .. "(" .. table.concat(values, ", ") .. ")"
+end
+
 return arguments

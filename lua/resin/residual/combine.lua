@@ -11,7 +11,9 @@
 --   shapes   "same" (of r and x; the default), "concat" (they may differ in the feature dimension), or "any"
 --   run      function(x, r, apply, layout, spatial) for resin's own; function(x, r, alpha, scale) for registered ones
 --   shape    function(current, saved) → shape, for "any"
---   gates    function(apply, make): make(bias) gives a layer from the features of x to as many, its bias filled
+--   gates    function(apply, make): make(bias, multiple, name) gives a layer from the features of x to `multiple` times as many
+--            (1 by default), its bias filled unless it is nil; name is that of the layer among the gates
+--   many     function(x, list, apply, layout, spatial): joins several recorded values
 
 local check = require "resin.check"
 local class = require "resin.nn.class"
@@ -19,13 +21,14 @@ local Module = require "resin.nn.module"
 local lib = require "resin.lib"
 local ops = require "resin.ops"
 local scope = require "resin.scope"
+local grad = require "resin.grad"
 local fit = require "resin.residual.fit"
 local LearnableAlpha = require "resin.residual.alpha"
 
 local C = lib.C
 local Tensor, free = scope.Tensor, scope.free
 local type, getmetatable = type, getmetatable
-local add, sub, mul, sigmoid, cat = ops.add, ops.sub, ops.mul, ops.sigmoid, ops.cat
+local add, sub, mul, div, sigmoid, cat = ops.add, ops.sub, ops.mul, ops.div, ops.sigmoid, ops.cat
 
 local combine = {}
 
@@ -99,8 +102,53 @@ local function define(name, definition)
   table.sort(names)
 end
 
+-- Folds a function of two over x and a list; what is made on the way is freed.
+local function fold(fn, x, list)
+  local y = x
+  for i = 1, #list do
+    local next_y = fn(y, list[i])
+    if y ~= x then free(y) end
+    y = next_y
+  end
+  return y
+end
+
+-- w[1]·x + w[2]·list[1] + …; w are numbers, or the elements of a tensor.
+local function mixed(x, list, apply)
+  local weights = apply.weights
+  if not weights then return fold(add, x, list) end
+  if type(weights) == "table" then
+    local y, made = times(x, weights[1])
+    for i = 1, #list do
+      local next_y = add(y, list[i], weights[i + 1])
+      if made then free(y) end
+      y, made = next_y, true
+    end
+    return y
+  end
+  local w = apply.mix
+  local soft = weights == "softmax"
+  if soft then w = ops.softmax(w, 1) end
+  local y
+  for i = 0, #list do
+    local factor_i = ops.select(w, 1, i + 1)
+    local part = mul(i == 0 and x or list[i], factor_i)
+    free(factor_i)
+    if y then
+      local sum = add(y, part)
+      free(y)
+      free(part)
+      y = sum
+    else
+      y = part
+    end
+  end
+  if soft then free(w) end
+  return y
+end
+
 define("add", {
-  formula = "scale*x + alpha*r", alpha = true, scale = true,
+  formula = "scale*x + alpha*r", alpha = true, scale = true, many = mixed,
   run = function(x, r, apply, layout, spatial)
     if apply.alpha == 1 and not apply.scale then return add(x, r) end
     return weighted(x, r, apply, layout, spatial, 1)
@@ -151,8 +199,16 @@ define("gated", {
   end,
 })
 
+define("product", {formula = "x * r", run = function(x, r) return mul(x, r) end})
+
 define("mean", {
   formula = "(x + r) / 2",
+  many = function(x, list)
+    local sum = fold(add, x, list)
+    local y = mul(sum, 1 / (#list + 1))
+    free(sum)
+    return y
+  end,
   run = function(x, r)
     local sum = add(x, r)
     local y = mul(sum, 0.5)
@@ -161,14 +217,28 @@ define("mean", {
   end,
 })
 
-define("max", {formula = "max(x, r)", run = function(x, r) return ops.maximum(x, r) end})
-define("min", {formula = "min(x, r)", run = function(x, r) return ops.minimum(x, r) end})
+define("max", {
+  formula = "max(x, r)",
+  run = function(x, r) return ops.maximum(x, r) end,
+  many = function(x, list) return fold(ops.maximum, x, list) end,
+})
+
+define("min", {
+  formula = "min(x, r)",
+  run = function(x, r) return ops.minimum(x, r) end,
+  many = function(x, list) return fold(ops.minimum, x, list) end,
+})
 
 define("concat", {
   formula = "cat(x, r)", shapes = "concat",
   run = function(x, r, apply, layout, spatial)
     local at = fit.feature_dim(C.rs_tensor_ndim(x.h), layout, spatial, apply.dim or nil)
     return cat({x, r}, at)
+  end,
+  many = function(x, list, apply, layout, spatial)
+    local parts = {x}
+    for i = 1, #list do parts[i + 1] = list[i] end
+    return cat(parts, fit.feature_dim(C.rs_tensor_ndim(x.h), layout, spatial, apply.dim or nil))
   end,
 })
 
@@ -179,8 +249,8 @@ define("highway", {
   formula = "T(x)*x + C(r)*r", options = {coupled = true},
   gates = function(apply, make)
     local gates = Gates()
-    gates:add_module("transform_gate", make(-1))
-    if not apply.coupled then gates:add_module("carry_gate", make(1)) end
+    gates:add_module("transform_gate", make(-1, 1, "transform_gate"))
+    if not apply.coupled then gates:add_module("carry_gate", make(1, 1, "carry_gate")) end
     return gates
   end,
   run = function(x, r, apply)
@@ -206,6 +276,122 @@ define("highway", {
   end,
 })
 
+define("input_gated", {
+  formula = "g*x + (1 - g)*r, g = sigmoid(W(x) + V(r))",
+  gates = function(_, make)
+    local gates = Gates()
+    gates:add_module("current_gate", make(nil, 1, "current_gate"))
+    gates:add_module("saved_gate", make(nil, 1, "saved_gate"))
+    return gates
+  end,
+  run = function(x, r, apply)
+    local gates = apply.gate_layer
+    local a, b = gates.current_gate:forward(x), gates.saved_gate:forward(r)
+    local sum = add(a, b)
+    local g = sigmoid(sum)
+    local difference = sub(x, r)           -- r + g·(x - r)
+    local part = mul(g, difference)
+    local y = add(part, r)
+    free(a)
+    free(b)
+    free(sum)
+    free(g)
+    free(difference)
+    free(part)
+    return y
+  end,
+})
+
+-- The k-th of n equal parts of t along the features.
+local function part_of(t, k, n, apply, layout, spatial)
+  local at = fit.feature_dim(C.rs_tensor_ndim(t.h), layout, spatial, apply.dim or nil)
+  local size = tonumber(C.rs_tensor_size(t.h, at - 1)) / n
+  return ops.narrow(t, at, (k - 1) * size + 1, size)
+end
+
+define("film", {
+  formula = "x*(1 + G(r)) + B(r)",
+  gates = function(_, make)
+    local gates = Gates()
+    gates:add_module("modulation", make(nil, 2, "modulation"))
+    return gates
+  end,
+  run = function(x, r, apply, layout, spatial)
+    local both = apply.gate_layer.modulation:forward(r)
+    local gain, shift = part_of(both, 1, 2, apply, layout, spatial), part_of(both, 2, 2, apply, layout, spatial)
+    local scaled = mul(x, gain)
+    local sum = add(x, scaled)
+    local y = add(sum, shift)
+    free(both)
+    free(gain)
+    free(shift)
+    free(scaled)
+    free(sum)
+    return y
+  end,
+})
+
+local function favour_state(bias)
+  local n = bias:numel()
+  local values = {}
+  for i = 1, n do values[i] = i > n / 3 and i <= 2 * n / 3 and 2 or 0 end
+  bias:copy_(values)
+end
+
+-- A GRU cell whose input is x and whose state is r; the parts of each layer are in PyTorch's order r, z, n. The gate z starts at
+-- sigmoid(2), so that the skip dominates at first (Parisotto et al., Stabilizing Transformers for Reinforcement Learning).
+define("gru", {
+  formula = "(1 - z)*n + z*r",
+  gates = function(_, make)
+    local gates = Gates()
+    local input = make(0, 3, "input")
+    gates:add_module("input", input)
+    gates:add_module("hidden", make(0, 3, "hidden"))
+    if input.bias then grad.no_grad(favour_state, input.bias) end
+    return gates
+  end,
+  run = function(x, r, apply, layout, spatial)
+    local gates = apply.gate_layer
+    local a, b = gates.input:forward(x), gates.hidden:forward(r)
+    local made = {a, b}
+    local function own(t)
+      made[#made + 1] = t
+      return t
+    end
+    local function part(t, k) return own(part_of(t, k, 3, apply, layout, spatial)) end
+    local reset = own(sigmoid(own(add(part(a, 1), part(b, 1)))))
+    local z = own(sigmoid(own(add(part(a, 2), part(b, 2)))))
+    local n = own(ops.tanh(own(add(part(a, 3), own(mul(reset, part(b, 3)))))))
+    local y = add(n, own(mul(z, own(sub(r, n)))))
+    for i = 1, #made do free(made[i]) end
+    return y
+  end,
+})
+
+-- Only the part of x that is orthogonal to r is added; over the features of each position.
+define("orthogonal", {
+  formula = "scale*(x - (x·r / r·r) r) + alpha*r", alpha = true, scale = true,
+  run = function(x, r, apply, layout, spatial)
+    local at = fit.feature_dim(C.rs_tensor_ndim(x.h), layout, spatial, apply.dim or nil)
+    local xr, rr = mul(x, r), mul(r, r)
+    local top, bottom = ops.sum(xr, at, true), ops.sum(rr, at, true)
+    local safe = add(bottom, 1e-12)
+    local ratio = div(top, safe)
+    local along = mul(r, ratio)
+    local rest = sub(x, along)
+    local y = weighted(rest, r, apply, layout, spatial, 1)
+    free(xr)
+    free(rr)
+    free(top)
+    free(bottom)
+    free(safe)
+    free(ratio)
+    free(along)
+    free(rest)
+    return y
+  end,
+})
+
 -- ---- finding and registering ----------------------------------------------------------------------------------------------
 
 --- The names of all operations, sorted, as text.
@@ -216,6 +402,11 @@ function combine.known() return table.concat(names, ", ") end
 local CUSTOM = {
   name = "custom", formula = "f(x, r)", shapes = "any", options = {},
 }
+
+function CUSTOM.many(x, list, apply)
+  if apply.op then return Module.run(apply.op, x, unpack(list)) end
+  return scope.call(apply.operation, x, unpack(list))
+end
 
 --- The definition of what an Apply was given as its operation.
 ---@param operation string|function|resin.nn.Module
@@ -280,6 +471,13 @@ function combine.runner(apply)
   if type(apply.operation) == "function" then return run_function end
   local definition = registry[apply.operation]
   return definition.builtin and definition.run or run_registered
+end
+
+--- The function that joins several records, or nil for an Apply of one.
+---@param apply resin.nn.Apply
+---@return function?
+function combine.joiner(apply)
+  return apply.records and combine.find(apply.op or apply.operation).many or nil
 end
 
 return combine

@@ -12,6 +12,7 @@ local emit = require "resin.residual.emit"
 local fit = require "resin.residual.fit"
 local infer = require "resin.residual.infer"
 local link = require "resin.residual.link"
+local spread_states = require "resin.residual.recurrent".spread
 
 local C = lib.C
 local Tensor, free, current = scope.Tensor, scope.free, scope.current
@@ -86,13 +87,55 @@ local function fitted(plan, i, apply, r, x)
   apply:mismatch(name, record, saved, now)
 end
 
-local function overwritten(plan, i)
-  fail('Apply %s (record "%s"): the recorded value was overwritten in place after Record %s; clone it before (x:clone()), or use '
-    .. "an operation that is not in place", link.quote(plan.key[i]), plan.record[i].name, plan.record[i].key)
+local function overwritten(plan, i, record)
+  fail('%s %s (record "%s"): the recorded value was overwritten in place after %s %s; clone it before (x:clone()), or use '
+    .. "an operation that is not in place", plan.module[i].type, link.quote(plan.key[i]), record.name, record.module.type, record.key)
 end
 
 local function not_a_tensor(what, y)
   fail("%s returned %s; it must return a tensor", what, check.describe(y))
+end
+
+-- The value that a transform makes of x.
+local function through(transform, x, what)
+  local y = Module.run(transform, x)
+  if getmetatable(y) ~= Tensor then not_a_tensor(what, y) end
+  return y
+end
+
+-- What RECORD step i keeps of x.
+local function transformed(plan, i, x)
+  local m = plan.module[i]
+  return through(m.transform, x, m.type .. ": its transform")
+end
+
+-- t goes, unless somebody else still needs it.
+local function discard(t, a, b, c)
+  if t ~= a and t ~= b and t ~= c and t.s == current() then free(t) end
+end
+
+local function zeros_like(t) return ops.full(t.shape, 0, t.dtype) end
+
+-- Whole samples of x are left out at random; the rest is scaled up.
+local function drop(x, p)
+  if p == 1 then return zeros_like(x) end
+  local shape = x.shape
+  for i = 2, #shape do shape[i] = 1 end
+  local ones = ops.full(shape, 1, dtype_of(x))
+  local mask = ops.dropout(ones, p)
+  local y = ops.mul(x, mask)
+  free(ones)
+  free(mask)
+  return y
+end
+
+-- The layers that step i lacks.
+local function complete(plan, i, apply, x)
+  if apply:incomplete() then
+    local shape = x.shape
+    apply:add_gates(shape, fit.feature_dim(#shape, plan.layout[i], plan.spatial[i], apply.dim or nil), dtype_of(x))
+  end
+  plan.gated[i] = false
 end
 
 -- The result of step i. Of the tensors that it makes only the result is left.
@@ -100,17 +143,60 @@ local function combined(plan, i, r, version, x)
   local apply = plan.module[i]
   if C.rs_tensor_version(r.h) ~= version then
     names_itself(i)
-    overwritten(plan, i)
+    overwritten(plan, i, plan.record[i])
   end
-  local saved = r
-  if C.rs_tensor_same_shape(r.h, x.h) == 0 or apply.own_projection then r = fitted(plan, i, apply, r, x) end
-  if plan.gated[i] and not apply.gate_layer then
-    local shape = x.shape
-    apply:add_gates(shape, fit.feature_dim(#shape, plan.layout[i], plan.spatial[i], apply.dim or nil), dtype_of(x))
+  local off = apply.off
+  if off == "bypass" then return x end
+  local saved, input = r, x
+  if apply.transform then r = through(apply.transform, r, apply.type .. ": its transform") end
+  if C.rs_tensor_same_shape(r.h, x.h) == 0 or apply.own_projection then
+    local before = r
+    r = fitted(plan, i, apply, r, x)
+    discard(before, saved, x, r)
   end
+  if off then
+    local before = r
+    r = zeros_like(r)
+    discard(before, saved, x)
+  end
+  if plan.gated[i] then complete(plan, i, apply, x) end
+  if apply.drop_path > 0 and apply.training then x = drop(x, apply.drop_path) end
   local y = plan.run[i](x, r, apply, plan.layout[i], plan.spatial[i])
   if getmetatable(y) ~= Tensor then not_a_tensor("the operation", y) end
-  if r ~= saved and r ~= y and r ~= x and r.s == current() then free(r) end
+  if r ~= saved then discard(r, y, input, x) end
+  if x ~= input then discard(x, y, saved) end
+  return y
+end
+
+-- The same for an Apply of several records.
+local function joined(plan, i, list, versions, x)
+  local apply, records = plan.module[i], plan.many[i].records
+  local kind = apply:definition().shapes
+  local input, own = x, {}
+  local function mine(t, before)
+    if t ~= before then own[#own + 1] = t end
+    return t
+  end
+  for k = 1, #list do
+    local r = list[k]
+    if C.rs_tensor_version(r.h) ~= versions[k] then
+      names_itself(i)
+      overwritten(plan, i, records[k])
+    end
+    if apply.transform then r = mine(through(apply.transform, r, apply.type .. ": its transform"), r) end
+    local at = kind == "concat" and fit.feature_dim(x.ndim, plan.layout[i], plan.spatial[i], apply.dim or nil) or nil
+    if kind ~= "any" and not apply.broadcast and not fit.same(r.shape, x.shape, at) then
+      names_itself(i)
+      apply:mismatch(link.quote(plan.key[i]), records[k], r.shape, x.shape)
+    end
+    local off = apply.off
+    if off and (off == "zero" or off[records[k].name]) then r = mine(zeros_like(r)) end
+    list[k] = r
+  end
+  if apply.drop_path > 0 and apply.training then x = mine(drop(x, apply.drop_path)) end
+  local y = plan.run[i](x, list, apply, plan.layout[i], plan.spatial[i])
+  if getmetatable(y) ~= Tensor then not_a_tensor("the operation", y) end
+  for k = 1, #own do discard(own[k], y, input) end
   return y
 end
 
@@ -180,29 +266,43 @@ local function spread(places, by_name, given, out, what)
   end
   for key, value in pairs(given) do
     local place = by_name[key]
-    if not place then
+    if not place and key ~= "hidden" then
       fail("%s: there is no child %s (children: %s)", what, type(key) == "string" and ('"%s"'):format(key) or tostring(key),
         child_names(places))
     end
-    local name = ("%s: %s"):format(what, type(place.key) == "string" and ('"%s"'):format(place.key) or tostring(place.position))
-    if place.children then
+    local name = place and ("%s: %s"):format(what, type(place.key) == "string" and ('"%s"'):format(place.key) or tostring(place.position))
+    if place and place.children then
       spread(place.children, place.by_name, value, out, name)
-    elseif not place.index then
+    elseif place and not place.index then
       fail("%s: a Record or Apply takes no options", name)
-    else
+    elseif place then
       if not class.is_plain(value) then fail("%s: the options must be a table, got %s", name, check.describe(value)) end
       out[place.index] = value
     end
   end
+  if given.hidden ~= nil and not by_name.hidden then spread_states(places, by_name, given.hidden, out, what) end
   return out
 end
 
 -- ---- for containers -------------------------------------------------------------------------------------------------------
 
-local function compile(plan, with_options)
-  local fn = emit.forward(plan, with_options, current, check, where, Tensor, free, scope.call, C, more, wrong, combined, for_writing)
-  plan[with_options and "forward_with_options" or "forward"] = fn
+local function compile(plan, with_options, with_records)
+  local fn = emit.forward(plan, with_options, with_records, current, check, where, Tensor, free, scope.call, C, more, wrong,
+    combined, joined, transformed, for_writing)
+  plan[with_records and "forward_with_records" or with_options and "forward_with_options" or "forward"] = fn
   return fn
+end
+
+-- What containers recorded in the last call that was asked to keep it. Not a field of the container, so that copies and files do
+-- not see it; weak keys.
+local kept_records = setmetatable({}, {__mode = "k"})
+
+local NO_OPTIONS = {}
+
+local function run_recording(container, plan, x, options)
+  local y, extras, records = scope.run(plan.forward_with_records or compile(plan, true, true), plan, x, options or NO_OPTIONS, {})
+  kept_records[container] = {plan = plan, list = records}
+  return y, extras
 end
 
 --- Makes the plan of a container anew, and the layers that it determines.
@@ -225,6 +325,14 @@ function core.plan(container)
   return core.renew(container)
 end
 
+-- The input, the plan and the options by step of a call.
+local function prepare(container, x, options)
+  local plan = core.plan(container)
+  if plan.unresolved[1] then link.require_resolved(plan) end
+  if getmetatable(x) ~= Tensor or not x.h then check.tensor(x, container.type .. ": input") end
+  return plan, options and spread(plan.children, plan.by_name, options, {}, container.type)
+end
+
 --- A container's forward.
 ---@param container resin.nn.Module
 ---@param x resin.Tensor
@@ -236,9 +344,55 @@ function core.forward(container, x, options)
   if not plan or not plan.fresh(plan.sequence) then plan = core.renew(container) end
   if plan.unresolved[1] then link.require_resolved(plan) end
   if getmetatable(x) ~= Tensor or not x.h then check.tensor(x, container.type .. ": input") end
+  if rawget(container, "keep_records") then return core.record(container, x, options) end
   if options == nil then return scope.run(plan.forward or compile(plan), plan, x) end
   options = spread(plan.children, plan.by_name, options, {}, container.type)
   return scope.run(plan.forward_with_options or compile(plan, true), plan, x, options)
 end
+
+--- A forward that keeps what it records, for get_recorded_tensor. What another call kept before is dropped.
+---@param container resin.nn.Module
+---@param x resin.Tensor
+---@param options? table
+---@return resin.Tensor
+---@return table? extras
+function core.record(container, x, options)
+  local plan, by_step = prepare(container, x, options)
+  return run_recording(container, plan, x, by_step)
+end
+
+-- "2.0." in front of the names of step i's container, as in a state_dict; "" in the outermost.
+local function prefix_of(plan, i)
+  local parts = {}
+  for _, k in ipairs(link.path(plan, i)) do parts[#parts + 1] = name_of(plan.key[k]) .. "." end
+  return table.concat(parts)
+end
+core.prefix_of = prefix_of
+
+--- What was recorded under a name in the last call that kept it: the tensor and the Record. Names of inner containers have their
+--- path in front ("2.record_1"); without a name it is the value that was recorded last.
+---@param container resin.nn.Module
+---@param name? string
+---@return resin.Tensor?
+---@return resin.nn.Record?
+function core.recorded(container, name)
+  local kept = kept_records[container]
+  if not kept then
+    fail("%s: get_recorded_tensor: nothing was kept; call model:record(x), or set model.keep_records = true before a forward",
+      container.type)
+  end
+  if name ~= nil then check.string(name, container.type .. ": get_recorded_tensor: name") end
+  for k = #kept.list, 1, -1 do
+    local entry = kept.list[k]
+    if name == nil or prefix_of(kept.plan, entry.step) .. entry.record.name == name then
+      return entry.tensor, entry.record.module
+    end
+  end
+  return nil
+end
+
+--- Forgets what a call kept.
+---@param container resin.nn.Module
+function core.forget(container) kept_records[container] = nil end
 
 return core

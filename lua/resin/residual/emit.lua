@@ -24,9 +24,9 @@ local LAYER, RECORD, APPLY = link.LAYER, link.RECORD, link.APPLY
 local emit = {}
 
 local HEAD = [[
-local current, check, where, Tensor, free, call, C, more, wrong, combined, for_writing = ...
+local current, check, where, Tensor, free, call, C, more, wrong, combined, joined, transformed, for_writing = ...
 local keys, push = check.keys, check.push
-return function(plan, x, options)
+return function(plan, x, options, records)
   local here, module, depth = current(), plan.module, push(plan, 0, where) + 1
   local y, a, b, c, extras, kept
 ]]
@@ -35,6 +35,13 @@ local TAIL = [[
   check.depth = depth - 1
   if extras then return x, extras end
   return x
+end
+]]
+
+-- The same for a call that keeps what it records.
+local TAIL_RECORDS = [[
+  check.depth = depth - 1
+  return x, extras, records
 end
 ]]
 
@@ -60,6 +67,27 @@ local TEXT = {
 ]],
   record = [[
   $r, $v = x, C.rs_tensor_version(x.h)
+]],
+  record_transformed = [[
+  keys[depth] = $i
+  $r = transformed(plan, $i, x)
+  $v = C.rs_tensor_version($r.h)
+]],
+  keep = [[
+  kept = kept or {}
+  kept[$r] = true
+  records[#records + 1] = {record = plan.record[$i], step = $i, tensor = $r}
+]],
+  keep_unread = [[
+  y = plan.module[$i].transform and transformed(plan, $i, x) or x
+  kept = kept or {}
+  kept[y] = true
+  records[#records + 1] = {record = plan.record[$i], step = $i, tensor = y}
+]],
+  join = [[
+  keys[depth] = $i
+  y = joined(plan, $i, {$rs}, {$vs}, x)
+  if x ~= y and x.s == here$not_live and not (kept and kept[x]) then free(x) end
 ]],
   apply = [[
   keys[depth] = $i
@@ -95,8 +123,9 @@ end
 --- The text of a plan's forward.
 ---@param plan table
 ---@param with_options boolean  layers get options[i]
+---@param with_records boolean  what is recorded is put into the table `records` and kept
 ---@return string
-function emit.text(plan, with_options)
+function emit.text(plan, with_options, with_records)
   local many = plan.slots > MANY
   local names = {
     r = function(k) return (many and "r[%d]" or "r%d"):format(k) end,
@@ -125,9 +154,25 @@ function emit.text(plan, with_options)
         or "call(module[$i].forward, module[$i], x" .. option .. ")\n  check.depth = depth"
       place.call = place.call:gsub("%$i", tostring(i))
       write("layer", place)
-    elseif kind == RECORD then
+    elseif kind == RECORD and slot > 0 then
       live[#live + 1] = slot
-      write("record", place)
+      write(m.transform and "record_transformed" or "record", place)
+      if with_records then write("keep", place) end
+    elseif kind == RECORD and with_records then
+      write("keep_unread", place)
+    elseif kind == APPLY and plan.many[i] then
+      local several = plan.many[i]
+      local rs, vs = {}, {}
+      for k, s in ipairs(several.slots) do rs[k], vs[k] = names.r(s), names.v(s) end
+      place.rs, place.vs = table.concat(rs, ", "), table.concat(vs, ", ")
+      write("join", place)
+      for k, s in ipairs(several.slots) do
+        if several.last[k] then
+          live = without(live, s)
+          write("release", {r = names.r(s), not_others = differs(names.r(s), live, names)})
+        end
+      end
+      out[#out + 1] = "  x = y\n"
     elseif kind == APPLY then
       write("apply", place)
       if plan.last[i] then
@@ -138,7 +183,7 @@ function emit.text(plan, with_options)
       out[#out + 1] = "  x = y\n"
     end
   end
-  out[#out + 1] = TAIL
+  out[#out + 1] = with_records and TAIL_RECORDS or TAIL
   return table.concat(out)
 end
 
@@ -170,9 +215,12 @@ end
 --- The forward of a plan: function(plan, x, options).
 ---@param plan table
 ---@param with_options boolean
+---@param with_records boolean
 ---@param ... any  what HEAD names
 ---@return function
-function emit.forward(plan, with_options, ...) return load_text(emit.text(plan, with_options), ...) end
+function emit.forward(plan, with_options, with_records, ...)
+  return load_text(emit.text(plan, with_options, with_records), ...)
+end
 
 --- function(plan.sequence): do the containers still have the children that the plan was made of?
 ---@param plan table

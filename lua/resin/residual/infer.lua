@@ -53,6 +53,15 @@ local function shape_after(m, shape)
   return nil, out
 end
 
+-- The shape that a module makes of the current and the recorded one, when it says so (joined_shape).
+local function shape_joined(m, current, saved)
+  local depth = check.depth
+  local ok, out = pcall(m.joined_shape, m, current, saved)
+  check.depth = depth
+  if ok then return out end
+  return nil, out
+end
+
 local function keeps(m, shape)
   local out = shape_after(m, shape)
   return out ~= nil and #out == #shape and fit.same(out, shape)
@@ -80,19 +89,24 @@ end
 
 -- ---- one Apply ------------------------------------------------------------------------------------------------------------
 
--- What an Apply does to shapes: {result = shape or nil, projection = …, why = …, failed = …, gates = boolean, at, saved, current}.
+--- What an Apply does to shapes: {result = shape or nil, projection = …, why = …, failed = …, gates = boolean, at, saved, current}.
 local function decide(plan, i, saved, current)
   local apply, record = plan.module[i], plan.record[i]
   local definition = apply:definition()
   local kind = definition.shapes
-  local d = {kind = kind, saved = saved, current = current, gates = definition.gates and not apply.gate_layer}
+  if apply.transform and saved then saved = shape_after(apply.transform, saved) end
+  local d = {kind = kind, saved = saved, current = current, gates = apply:incomplete()}
   if apply.own_projection and saved then
     saved = shape_after(apply.projection_layer, saved)
     d.saved = saved
   end
   if kind == "any" then
-    if definition.shape and saved and current then d.result = definition.shape(current, saved) end
     if not (saved and current) then return d end
+    if apply.op and apply.op.joined_shape then
+      d.result, d.error = shape_joined(apply.op, current, saved)
+    elseif definition.shape then
+      d.result = definition.shape(current, saved)
+    end
   elseif not current or not saved then
     if kind == "same" then d.result = current end
     return d
@@ -121,6 +135,36 @@ local function decide(plan, i, saved, current)
   return d
 end
 
+-- What an Apply of several records does to shapes.
+local function decide_many(plan, i, recorded, current)
+  local apply, many = plan.module[i], plan.many[i]
+  local kind = apply:definition().shapes
+  local d = {kind = kind, current = current}
+  if kind == "any" then return d end
+  if kind == "same" then d.result = current end
+  if not current then return d end
+  d.at = fit.feature_dim(#current, plan.layout[i], plan.spatial[i], apply.dim or nil)
+  local total = current[d.at]
+  for k, slot in ipairs(many.slots) do
+    local saved = recorded[slot]
+    if apply.transform and saved then saved = shape_after(apply.transform, saved) end
+    if not saved then
+      total = false
+      if kind == "concat" then return d end
+    elseif not fit.same(saved, current, kind == "concat" and d.at or nil) then
+      d.saved, d.failed, d.which = saved, true, many.records[k]
+      return d
+    else
+      total = total and saved[d.at] and total + saved[d.at]
+    end
+  end
+  if kind == "concat" then
+    d.result = shapes.copy(current)
+    d.result[d.at] = total
+  end
+  return d
+end
+
 -- The dtype of the layers around step i.
 local function dtype_near(plan, i)
   for distance = 1, plan.n do
@@ -144,7 +188,7 @@ local function equip(plan, i, d)
     rawset(apply.projection_layer, "stride", (#s == 1 or s[1] == s[2]) and s[1] or s)
     rawset(apply, "stride_unknown", false)
   end
-  if d.gates and not apply.gate_layer and d.current and d.at and d.current[d.at] then
+  if d.gates and apply:incomplete() and d.current and d.at and d.current[d.at] then
     apply:add_gates(d.current, d.at, dtype_near(plan, i))
   end
 end
@@ -200,11 +244,25 @@ local function walk(plan, shape, options, visit)
         local found = seeds(plan, i, options.guess)
         shape = found and found[math.min(options.variant, #found)]
       end
-      recorded[plan.slot[i]] = shape
+      local saved = shape
+      if m.transform and shape then
+        check.push(plan.owner[i], plan.key[i], m.type)
+        saved = shape_after(m.transform, shape)
+        if not saved and options.strict then saved = dry_run(m.transform, shape) end
+        check.depth = depth
+      end
+      recorded[plan.slot[i]] = saved
+      if options.record then options.record(i, saved) end
     elseif kind == APPLY then
-      local d = decide(plan, i, recorded[plan.slot[i]], shape)
+      local d
+      if plan.many[i] then
+        d = decide_many(plan, i, recorded, shape)
+      else
+        d = decide(plan, i, recorded[plan.slot[i]], shape)
+      end
+      if d.error and options.strict then error(d.error, 0) end
       if d.failed and options.strict then
-        m:mismatch(link.quote(plan.key[i]), plan.record[i], d.saved, d.current, d.why)
+        m:mismatch(link.quote(plan.key[i]), d.which or plan.record[i], d.saved, d.current, d.why)
       end
       visit(plan, i, d)
       shape = d.result
@@ -231,10 +289,11 @@ local STRICT = {strict = true}
 --- Follows a given shape and makes what is missing. What does not fit is an error.
 ---@param plan table
 ---@param shape (integer|false)[]
+---@param record? fun(step: integer, shape: table?)  called with what each Record keeps
 ---@return (integer|false)[]? result  nil when an operation's result has no known shape
-function infer.build(plan, shape)
+function infer.build(plan, shape, record)
   link.require_resolved(plan)
-  return (guarded(walk, plan, shape, STRICT, equip))
+  return (guarded(walk, plan, shape, record and {strict = true, record = record} or STRICT, equip))
 end
 
 -- The shape after any module: through its children where it is a plain Sequential, so that a function in it may be run on zeros.
@@ -296,7 +355,7 @@ local function try(plan)
     local i, a, b = first[k][1], first[k][2], second[k][2]
     if hopeless(a) and hopeless(b) then
       for _, step in ipairs(link.path(plan, i)) do check.push(plan.owner[step], plan.key[step], plan.module[step].type) end
-      plan.module[i]:mismatch(link.quote(plan.key[i]), plan.record[i], without_guesses(a.saved, a.at),
+      plan.module[i]:mismatch(link.quote(plan.key[i]), a.which or plan.record[i], without_guesses(a.saved, a.at),
         without_guesses(a.current, a.at))
     end
     if not a.failed and not b.failed and projection_text(a.projection) == projection_text(b.projection)
@@ -309,5 +368,7 @@ end
 --- At construction: makes what the declared sizes determine, and raises a mismatch that no input can mend.
 ---@param plan table
 function infer.try(plan) guarded(try, plan) end
+
+infer.decide, infer.decide_many = decide, decide_many     -- for drawings and tables
 
 return infer

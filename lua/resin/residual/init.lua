@@ -13,10 +13,24 @@ function Module:build(shape)
   return self
 end
 
-return {
+local public = {
   ResidualSequential = require "resin.residual.sequential",
   Record = require "resin.residual.record",
   Apply = require "resin.residual.apply",
   LearnableAlpha = require "resin.residual.alpha",
+  RecurrentWrapper = require("resin.residual.recurrent").RecurrentWrapper,
   register = require("resin.residual.combine").register,
 }
+
+for _, part in ipairs{
+  "resin.residual.circuit",       -- Circuit, SaveInput, GetInput, StartBlock, EndBlock, LambdaLayer
+  "resin.residual.wrap",          -- Residual, residualize
+  "resin.residual.branches",      -- Parallel, Dense
+  "resin.residual.hyper",         -- HyperConnections
+  "resin.residual.checkpoint",    -- Checkpoint, Reversible
+  "resin.residual.helpers",       -- residual
+} do
+  for name, value in pairs(require(part)) do public[name] = value end
+end
+
+return public

@@ -11,8 +11,9 @@
 --   slot     of RECORD and APPLY; 0 for an unresolved Apply
 --   last     an APPLY that is the last reader of its slot
 --   layout, spatial   of the value before the step (fit.lua)
---   record   of APPLY: the entry {name, key, module} it reads
---   run      of APPLY: the function of its operation;  gated: it needs gates
+--   record   of APPLY: the entry {name, key, module} it reads; of RECORD: its own
+--   many     of an APPLY of several records: {slots, last, records}, lists in its order; false otherwise
+--   run      of APPLY: the function of its operation;  gated: it needs layers that follow from shapes
 -- and n, slots (their number), unresolved, children (by name), and sequence: each container, the number of its children, and these,
 -- to see later whether the containers still are as they were.
 
@@ -35,7 +36,8 @@ function link.is_residual(m) return m.forward == link.forward end
 local is_residual = link.is_residual
 
 -- Is a container laid out in the plan of the one around it?
-local function transparent(m) return is_residual(m) or m.forward == Sequential.forward end
+function link.is_transparent(m) return is_residual(m) or m.forward == Sequential.forward end
+local transparent = link.is_transparent
 
 local function quote(key) return type(key) == "string" and ('"%s"'):format(key) or tostring(key) end
 
@@ -71,9 +73,9 @@ end
 
 local function add_name(frame, entry, key)
   local former = frame.names[entry.name]
-  if former then
-    check.fail('%s: the record name "%s" is given twice, by Record %s and by Record %s', frame.container.type, entry.name,
-      former.key, quote(key))
+  if former and not frame.container.rebinds then
+    check.fail('%s: the record name "%s" is given twice, by %s %s and by %s %s', frame.container.type, entry.name,
+      former.module.type, former.key, entry.module.type, quote(key))
   end
   frame.names[entry.name] = entry
   frame.order[#frame.order + 1] = entry
@@ -86,15 +88,14 @@ local function automatic(frame)
   return "record_" .. k
 end
 
-local function missing(frame, apply, key)
-  local name = apply.record_name
-  local text = ("%s: Apply %s"):format(frame.container.type, quote(key))
+local function missing(frame, apply, key, name)
+  local text = ("%s: %s %s"):format(frame.container.type, apply.type, quote(key))
   local outer = frame
   while outer do
     local later = outer.coming[name]
     if later and not (apply.outer and outer == frame) then
-      check.fail('%s: Record "%s" comes only later (layer %s); a Record must run before the Apply that reads it', text, name,
-        quote(later))
+      check.fail('%s: %s "%s" comes only later (layer %s); a %s must run before the %s that reads it', text, apply.reads, name,
+        quote(later), apply.reads, apply.type)
     end
     outer = outer.parent
   end
@@ -103,37 +104,37 @@ local function missing(frame, apply, key)
     while outer do
       for _, entry in ipairs(outer.order) do
         if slip(name, entry.name) then
-          check.fail('%s: there is no Record "%s" (known: %s); did you mean "%s"? If it is a Record of an enclosing container, '
-            .. "say outer = true", text, name, known_names(frame), entry.name)
+          check.fail('%s: there is no %s "%s" (known: %s); did you mean "%s"? If it is a %s of an enclosing container, '
+            .. "say outer = true", text, apply.reads, name, known_names(frame), entry.name, apply.reads)
         end
       end
       outer = outer.parent
     end
   end
-  return {text = text, name = name, known = known_names(frame)}
+  return {text = text, reads = apply.reads, name = name, known = known_names(frame)}
 end
 
-local function find(frame, apply, key)
+local function find(frame, apply, key, name)
   local f = frame
-  if apply.record_name == nil then
+  if name == nil then
     while f do
       if f.recent then return f.recent end
       if f.residual then break end
       f = f.parent
     end
-    check.fail("%s: Apply %s has no Record before it; put a Record into the container, or name one of an enclosing container",
-      frame.container.type, quote(key))
+    check.fail("%s: %s %s has no %s before it; put a %s into the container, or name one of an enclosing container",
+      frame.container.type, apply.type, quote(key), apply.reads, apply.reads)
   end
   if apply.outer then
     while f and not f.residual do f = f.parent end
     f = f and f.parent
   end
   while f do
-    local entry = f.names[apply.record_name]
+    local entry = f.names[name]
     if entry then return entry end
     f = f.parent
   end
-  return nil, missing(frame, apply, key)
+  return nil, missing(frame, apply, key, name)
 end
 
 -- ---- laying out -----------------------------------------------------------------------------------------------------------
@@ -183,12 +184,15 @@ local function lay_out(plan, container, parent, children)
       step.kind, step.entry = RECORD, entry
       add(plan, step)
     elseif child:is(Apply) then
-      local entry, why = find(frame, child, key)
-      step.kind, step.entry = APPLY, entry
-      if entry then
-        entry.readers[#entry.readers + 1] = step
-      else
-        plan.unresolved[#plan.unresolved + 1] = why
+      step.kind, step.entries, step.last = APPLY, {}, {}
+      for _, name in ipairs(child.records or {child.record_name or false}) do
+        local entry, why = find(frame, child, key, name or nil)
+        if entry then
+          entry.readers[#entry.readers + 1] = step
+          step.entries[#step.entries + 1] = entry
+        else
+          plan.unresolved[#plan.unresolved + 1] = why
+        end
       end
       add(plan, step)
     elseif transparent(child) then
@@ -251,9 +255,18 @@ local function number_slots(plan)
     if step.kind == RECORD and #entry.readers > 0 then
       plan.slots = plan.slots + 1
       entry.slot = plan.slots
-      entry.readers[#entry.readers].last = true
+      entry.readers[#entry.readers].last[entry] = true
     end
   end
+end
+
+-- The records of an Apply of several, as parallel lists.
+local function several(step)
+  local many = {slots = {}, last = {}, records = {}}
+  for k, entry in ipairs(step.entries) do
+    many.slots[k], many.last[k], many.records[k] = entry.slot, step.last[entry] == true, entry
+  end
+  return many
 end
 
 -- Children by name and position, for options that are passed by name: {name → place}, places[i].
@@ -274,27 +287,28 @@ end
 function link.plan(container)
   local plan = {steps = {}, sequence = {}, unresolved = {}, slots = 0, children = {},
                 kind = {}, module = {}, owner = {}, key = {}, slot = {}, last = {}, layout = {}, spatial = {},
-                record = {}, run = {}, gated = {}}
+                record = {}, many = {}, run = {}, gated = {}}
   lay_out(plan, container, nil, plan.children)
   find_layouts(plan.steps)
   number_slots(plan)
   local n = 0
   for _, step in ipairs(plan.steps) do
-    local entry = step.entry
-    if step.kind ~= RECORD or entry.slot > 0 then
-      n = n + 1
-      step.index = n
-      plan.kind[n], plan.module[n], plan.owner[n], plan.key[n] = step.kind, step.module, step.owner, step.key
-      plan.slot[n] = entry and entry.slot or 0
-      plan.last[n] = step.last == true
-      plan.layout[n], plan.spatial[n] = step.layout or false, step.spatial or false
-      plan.record[n] = step.kind == APPLY and entry and {name = entry.name, key = entry.key, module = entry.module} or false
-      plan.run[n] = step.kind == APPLY and combine.runner(step.module) or false
-      plan.gated[n] = step.kind == APPLY and step.module:definition().gates ~= nil
-    end
+    local apply = step.kind == APPLY
+    local entry = apply and step.entries[1] or step.entry
+    n = n + 1
+    step.index = n
+    plan.kind[n], plan.module[n], plan.owner[n], plan.key[n] = step.kind, step.module, step.owner, step.key
+    plan.slot[n] = entry and entry.slot or 0
+    plan.layout[n], plan.spatial[n] = step.layout or false, step.spatial or false
+    plan.record[n] = entry or false
+    plan.many[n] = apply and step.module.records and several(step)
+    plan.last[n] = apply and entry ~= nil and step.last[entry] == true
+    plan.run[n] = apply and (combine.joiner(step.module) or combine.runner(step.module))
+    plan.gated[n] = apply and step.module:incomplete()
   end
   plan.n = n
   plan.by_name = index_children(plan.children)
+  for _, step in ipairs(plan.steps) do step.entries, step.last = nil, nil end   -- entries keep their readers
   plan.steps = nil
   return plan
 end
@@ -320,11 +334,12 @@ end
 function link.require_resolved(plan)
   local first = plan.unresolved[1]
   if first then
-    check.fail('%s: there is no Record "%s" before it (known: %s); check the name, or put this container into one that records it',
-      first.text, first.name, first.known)
+    check.fail('%s: there is no %s "%s" before it (known: %s); check the name, or put this container into one that records it',
+      first.text, first.reads, first.name, first.known)
   end
 end
 
 link.quote = quote
+link.layout_of = layout_of
 
 return link

@@ -7,16 +7,46 @@ local Module = require "resin.nn.module"
 local arguments = require "resin.residual.arguments"
 local shapes = require "resin.nn.shapes"
 
-local NAMES = {"need_projection", "name", "export"}
+local NAMES = {"need_projection", "name", "export", "transform"}
 
 --- Record(need_projection = false, name = nil), Record("name") or Record{name = …, need_projection = …, export = …}.
 --- need_projection: where the shapes differ, the Apply projects the recorded value. export: enclosing containers may read
---- it by name too. Without a name it is called "record_<k>", the k-th Record of its container.
+--- it by name too. transform: a module or a function; its result is recorded, and the value itself goes on. Without a name it is
+--- called "record_<k>", the k-th Record of its container.
 ---@class resin.nn.Record: resin.nn.Module
 ---@field need_projection boolean
 ---@field name string?
 ---@field export boolean
 local Record = class.define("Record", Module, true)
+
+Record.option_names = NAMES
+
+--- A module as it is, a function as a Lambda.
+---@param value any
+---@param what string  for the message
+---@return resin.nn.Module
+function Record.as_module(value, what)
+  if class.is_module(value) then return value end
+  if type(value) == "function" then return class.Lambda(value) end
+  check.fail("%s must be a module or a function, got %s", what, check.describe(value))
+end
+
+--- Takes over the options of `o`, a table by name. For the constructors.
+---@param o table
+function Record:configure(o)
+  local what = self.type
+  self.need_projection = o.need_projection ~= nil and check.boolean(o.need_projection, what .. ": need_projection")
+  self.export = o.export ~= nil and check.boolean(o.export, what .. ": export")
+  rawset(self, "transform", false)
+  if o.name ~= nil then
+    self.name = check.string(o.name, what .. ": name")
+    if o.name == "" then check.fail("%s: name must not be empty", what) end
+  end
+  if self.export and not self.name then
+    check.fail("%s: export = true needs a name, by which other containers can read it", what)
+  end
+  if o.transform ~= nil then self:add_module("transform", Record.as_module(o.transform, what .. ": transform")) end
+end
 
 function Record:init(...)
   local first, second = ...
@@ -26,13 +56,7 @@ function Record:init(...)
   else
     o = arguments.read("Record", NAMES, 2, ...)
   end
-  self.need_projection = o.need_projection ~= nil and check.boolean(o.need_projection, "Record: need_projection")
-  self.export = o.export ~= nil and check.boolean(o.export, "Record: export")
-  if o.name ~= nil then
-    self.name = check.string(o.name, "Record: name")
-    if o.name == "" then check.fail("Record: name must not be empty") end
-  end
-  if self.export and not self.name then check.fail("Record: export = true needs a name, by which other containers can read it") end
+  self:configure(o)
 end
 
 function Record:forward(x) return x end -- luacheck: no self

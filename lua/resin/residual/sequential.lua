@@ -8,6 +8,7 @@ local parts = require "resin.nn.sequential"
 local shapes = require "resin.nn.shapes"
 local core = require "resin.residual.core"
 local infer = require "resin.residual.infer"
+local info = require "resin.residual.info"
 local link = require "resin.residual.link"
 
 local Numbered = parts.Numbered
@@ -67,6 +68,54 @@ function ResidualSequential:output_shape(shape)
     check.fail("%s: the shape of its result is not known, because an operation is a function; register it with a shape", self.type)
   end
   return out
+end
+
+-- ---- looking inside -------------------------------------------------------------------------------------------------------
+
+--- A forward that keeps what it records until the next such call; get_recorded_tensor shows it. With `keep_records = true`
+--- on the container every forward does so. By default nothing is kept.
+---@param x resin.Tensor
+---@param options? table
+---@return resin.Tensor
+---@return table? extras
+function ResidualSequential:record(x, options) return core.record(self, x, options) end
+
+--- What was recorded under a name in the last such call, and its Record: model:get_recorded_tensor("input"). Names of inner
+--- containers have their path in front: "2.record_1". Without a name: what was recorded last.
+---@param name? string
+---@return resin.Tensor?
+---@return resin.nn.Record?
+function ResidualSequential:get_recorded_tensor(name) return core.recorded(self, name) end
+
+--- Forgets what a call kept.
+---@return resin.nn.Module self
+function ResidualSequential:forget_records()
+  core.forget(self)
+  return self
+end
+
+--- All Records and Applies, inner containers included: {records = {{name, need_projection, path, readers, shape}, …}, applies =
+--- {{operation, record_name, alpha, scale, path, disabled}, …}}. `shape` is known when the shape of the input is given.
+---@param shape? (integer|false)[]
+---@return {records: table[], applies: table[]}
+function ResidualSequential:get_residual_info(shape) return info.collect(self, shape) end
+
+--- Turns a skip off, by the name of its Record or of its Apply, here and in everything inside. how: "bypass" (the current value goes
+--- on as it is) or "zero" (the recorded value counts as zeros); bypass where the operation allows it, by default.
+---@param name string
+---@param how? "bypass"|"zero"
+---@return resin.nn.Module self
+function ResidualSequential:disable_skip(name, how)
+  info.switch(self, name, true, how)
+  return self
+end
+
+--- Turns a skip on again.
+---@param name string
+---@return resin.nn.Module self
+function ResidualSequential:enable_skip(name)
+  info.switch(self, name, false)
+  return self
 end
 
 return ResidualSequential
