@@ -9,7 +9,7 @@
 #include <pthread.h>
 #include <string.h>
 
-enum { THREADS = 3, RUNS = 300, IN = 24, HIDDEN = 40, BATCH = 5 };
+enum { THREADS = 8, RUNS = 200, IN = 24, HIDDEN = 40, BATCH = 5 };
 
 static rs_ctx *ctx;
 static rs_tensor *weight1, *bias1, *weight2;

@@ -53,6 +53,11 @@ if [ -f "$B/libresin.so" ]; then
   nm -D --defined-only "$B/libresin.so" | awk '{print $3}' | grep -vE '^(rs_|_init$|_fini$)' && complain "a symbol without the prefix rs_ is exported"
 fi
 
+# The reference follows from the op table.
+if [ -f "$B/ops.md" ]; then
+  cmp -s "$B/ops.md" docs/ops.md || complain "docs/ops.md is older than the op table: make docs"
+fi
+
 # One idea per file.
 wc -l src/*.[ch] src/*/*.[ch] lua/resin/*.lua lua/resin/*/*.lua 2>/dev/null | awk '$2 != "total" && $1 > 900 {print "lint: " $2 " has " $1 " lines"; n++} END {exit n > 0}' || bad=1
 
