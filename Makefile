@@ -110,6 +110,11 @@ $(B)/resin: src/tools/resin.sh
 	@mkdir -p $(@D)
 	sed 's|@SOURCE@|$(CURDIR)|' $< > $@ && chmod +x $@
 
+# A host with Lua states of its own; it loads the library as any script does.
+$(B)/test/lua_threads_test: spec/c/lua_threads_test.c $(LIB)
+	@mkdir -p $(@D)
+	$(call SAY,CC)$(CC) -std=c11 $(CFLAGS) $(WARN) -D_GNU_SOURCE -Isrc -I$(B) $$(pkg-config --cflags luajit) $< \
+	  $(LDFLAGS) $$(pkg-config --libs luajit) -lpthread -lm -o $@
 $(B)/test/%: spec/c/%.c $(OBJECTS) $(B)/obj/ops_api.o
 	@mkdir -p $(@D)
 	$(call SAY,CC)$(CC) $(ALL_CFLAGS) $< $(filter %.o,$^) $(LDFLAGS) $(LIBS) -o $@

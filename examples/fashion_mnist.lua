@@ -126,7 +126,7 @@ end
 local function predict()
   local set = data.fashion_mnist { limit = 1, test_limit = 8 }
   local model = build_model()
-  model:load_state_dict((resin.load(options.predict)))
+  model:load_state_dict(resin.load(options.predict))
   model:eval()
   local images = prepare(set.test.images)
   local probability = resin.no_grad(model, images):softmax(2)

@@ -131,7 +131,7 @@ end
 
 for _, file in ipairs(files()) do
   describe("PyTorch, " .. file, function()
-    local tensors, meta = resin.load(folder .. file .. ".safetensors")
+    local tensors, meta = resin.load(folder .. file .. ".safetensors", {metadata = true})
     local cases, names = cases_of(tensors, meta)
     for _, name in ipairs(names) do
       it(meta[name] .. (meta[name .. ".mode"] and ", eval" or "") .. " [" .. name .. "]", function()

@@ -552,12 +552,61 @@ describe("HyperConnections", function()
     end, x, 1e-4)
   end)
 
+  it("a slice keeps what it is", function()
+    local x = resin.randn(2, 4)
+    local m = nn.HyperConnections(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), {streams = 2, dynamic = true, features = 4})
+    assert.equal("HyperConnections{streams = 2, dynamic = true, features = 4}", m:slice(1, 2):label())
+    assert.same({2, 4}, m:slice(2, 3)(x).shape)
+    m:append(nn.Linear(4, 4))
+    assert.same({2, 4}, m(x).shape)
+    local p = nn.Parallel(nn.Linear(4, 1), nn.Linear(4, 2), nn.Linear(4, 3), {join = "cat"})
+    assert.same({2, 5}, p:slice(2, 3)(x).shape)
+    local d = nn.Dense(nn.Linear(4, 1), nn.Linear(5, 2), {output = "last"})
+    assert.same({2, 1}, d:slice(1, 1)(x).shape)
+  end)
+
   it("errors", function()
     fails("HyperConnections: dynamic = true needs features", nn.HyperConnections, nn.Identity(), {dynamic = true})
     fails("must keep the shape", nn.HyperConnections(nn.Linear(4, 5)), resin.randn(2, 4))
     fails("must keep the shape", function() return nn.HyperConnections(nn.Linear(4, 5)):output_shape{2, 4} end)
     fails("HyperConnections: streams must be an integer", nn.HyperConnections, nn.Identity(), {streams = 0})
     fails('HyperConnections: unknown option "stream"', nn.HyperConnections, nn.Identity(), {stream = 2})
+  end)
+end)
+
+describe("depth", function()
+  -- gradient of the first layer's weight over that of the last one
+  local function ratio(make)
+    resin.manual_seed(3)
+    local list = {}
+    for i = 1, 100 do list[i] = make() end
+    local m = RS(list)
+    m(resin.randn(16, 32)):sum():backward()
+    local first, last = list[1].fn or list[1], list[100].fn or list[100]
+    return (first[1].weight.grad:abs():mean() / last[1].weight.grad:abs():mean()):item()
+  end
+
+  local function block() return nn.Sequential(nn.Linear(32, 32), nn.GELU()) end
+
+  it("100 layers: a small branch scale keeps the gradient, a plain stack loses it", function()
+    assert.is_true(ratio(block) < 1e-6)
+    local small = ratio(function() return Residual(block(), {layer_scale = 1e-2}) end)
+    assert.is_true(small > 0.1 and small < 10, tostring(small))
+    local rezero = ratio(function() return Residual(block(), {scale = nn.residual.rezero(1e-3)}) end)
+    assert.is_true(rezero > 0.1 and rezero < 10, tostring(rezero))
+  end)
+end)
+
+describe("containers and shapes", function()
+  it("projections exist at construction beside them", function()
+    for _, layer in ipairs{nn.Checkpoint(nn.Linear(4, 6)), nn.Parallel(nn.Linear(4, 6), nn.Linear(4, 6)), nn.Dense(nn.Linear(4, 2)),
+                           nn.Checkpoint{nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6)}} do
+      local m = RS(Record(true), layer, Apply())
+      assert.equal("Linear(4, 6)", m[3].projection_layer:label())
+      assert.same({2, 6}, m(resin.randn(2, 4)).shape)
+    end
+    local conv = RS(Record(true), nn.Checkpoint(nn.Conv2d(3, 6, 3, {padding = 1})), Apply())
+    assert.equal("Conv2d(3, 6, 1)", conv[3].projection_layer:label())
   end)
 end)
 

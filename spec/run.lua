@@ -45,7 +45,7 @@ end
 local function c_tests(folder)
   for _, source in ipairs(list("spec/c/*_test.c")) do
     local name = source:match("([%w_]+)%.c$")
-    run("C: " .. name, folder .. "/test/" .. name)
+    run("C: " .. name, "env B=" .. folder .. " RESIN_LIB=" .. folder .. "/libresin.so " .. folder .. "/test/" .. name)
   end
 end
 

@@ -85,6 +85,20 @@ function Tensor.__index(t, key)
   return nil
 end
 
+-- An index tensor gives a copy, so a value written there would be lost.
+local function refuse_index_tensor(key)
+  local place = is(key) and key or nil
+  for i = 1, place and 0 or #key do
+    if is(key[i]) then place = key[i] end
+  end
+  if not place then return end
+  if place.dtype == "bool" then
+    fail("index: cannot assign through a mask; use t:copy_(resin.where(mask, value, t))")
+  end
+  fail("index: cannot assign through an index tensor, got %s; assign one entry at a time, for example "
+    .. "for i = 1, index:numel() do t[index[i]:item()] = value end", check.describe(place))
+end
+
 local setters = {}
 
 function setters.grad(t, value)
@@ -102,7 +116,12 @@ function Tensor.__newindex(t, key, value)
   if set then return set(t, value) end
   if type(key) == "number" or type(key) == "table" then
     local view
-    if type(key) == "number" then view = ops.select(t, 1, key) else view = index_with(t, key) end
+    if type(key) == "number" then
+      view = ops.select(t, 1, key)
+    else
+      refuse_index_tensor(key)
+      view = index_with(t, key)
+    end
     methods.copy_(view, value)
     return
   end
@@ -436,6 +455,11 @@ end
 
 Tensor.__add, Tensor.__sub, Tensor.__mul, Tensor.__div = ops.add, ops.sub, ops.mul, ops.div
 Tensor.__pow, Tensor.__unm = ops.pow, ops.neg
+
+-- Lua turns what a comparison gives into one boolean, and asks no metamethod when the other side is a number.
+function Tensor.__lt() fail("< and > cannot compare tensors element by element: use a:lt(b) or a:gt(b)") end
+function Tensor.__le() fail("<= and >= cannot compare tensors element by element: use a:le(b) or a:ge(b)") end
+function Tensor.__mod() fail("%%: resin has no remainder of tensors; a - (a / b):floor() * b is it") end
 
 function Tensor.__tostring(t) return require("resin.format").tensor(t) end
 

@@ -388,13 +388,12 @@ static rs_status go_on(rs_walk *w) {
 }
 
 /* Moves a walk to the heap and leaves it with the context, for rs_suspended_walk. */
-static rs_status suspend(rs_ctx *ctx, const rs_walk *w) {
+static rs_status suspend(rs_ctx *ctx, rs_walk *w) {
   void *block;
   const rs_status status = rsi_alloc(ctx->x.heap, sizeof *w, &block);
   if (status != RS_OK) {
-    rs_walk *const lost = (rs_walk *)(uintptr_t)w;
-    lost->status = status;
-    return go_on(lost);
+    w->status = status;      /* goes on without rules, to let go of everything */
+    return go_on(w);
   }
   rs_walk *const kept = block;
   *kept = *w;

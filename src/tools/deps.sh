@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that are missing, says which, and does nothing when all are there.
 set -eu
-wanted="gcc libc6-dev luajit zlib1g-dev libjansson-dev lua-busted lua-check graphviz dataset-fashion-mnist"
+wanted="gcc libc6-dev pkg-config luajit libluajit-5.1-dev zlib1g-dev libjansson-dev lua-busted lua-check graphviz dataset-fashion-mnist"
 [ "${BLAS:-openblas}" = none ] || wanted="$wanted libopenblas-dev"
 [ "${ONEDNN:-yes}" = no ] || wanted="$wanted libdnnl-dev"
 if ! command -v dpkg-query >/dev/null 2>&1; then

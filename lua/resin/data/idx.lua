@@ -4,6 +4,7 @@ local lib = require "resin.lib"
 local check = require "resin.check"
 local ops = require "resin.ops"
 local scope = require "resin.scope"
+local serialize = require "resin.serialize"
 
 local ffi, C, ctx = lib.ffi, lib.C, lib.ctx
 local out = ffi.new("rs_tensor *[1]")
@@ -15,7 +16,7 @@ local idx = {}
 ---@param options? {limit: integer}
 ---@return resin.Tensor
 function idx.read(path, options)
-  check.string(path, "idx: path")
+  serialize.text_for_c(path, "idx: path")
   local limit = check.options(options, {"limit"}, "idx").limit
   limit = limit == nil and 0 or check.integer(limit, "idx: limit", 1)
   local rc = C.rs_read_idx(ctx, path, limit, out)

@@ -251,8 +251,9 @@ function Dense:label()
   return #list > 0 and "Dense{" .. table.concat(list, ", ") .. "}" or "Dense"
 end
 
--- The layout of what they make, for an Apply behind them.
+-- What both have in common: their layout for an Apply behind them, and the options that a slice keeps.
 for _, cls in ipairs{Parallel, Dense} do
+  cls.passes_input = true
   local index = cls.__index
   cls.__index = function(self, key)
     if key == "layout" then
@@ -263,6 +264,19 @@ for _, cls in ipairs{Parallel, Dense} do
       return nil
     end
     return index(self, key)
+  end
+  function cls:slice(first, last)
+    local out = Numbered.slice(self, first, last)
+    for _, name in ipairs{"join", "dim", "output"} do
+      local value = rawget(self, name)
+      if class.is_module(value) then
+        rawset(out, name, nil)
+        Module.add_module(out, name, value)
+      else
+        rawset(out, name, value)
+      end
+    end
+    return out
   end
 end
 

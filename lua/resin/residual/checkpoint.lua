@@ -83,7 +83,10 @@ function Checkpoint:init(fn)
   if fn == nil then check.fail("Checkpoint: fn is missing: Checkpoint(fn)") end
   if class.is_plain(fn) then fn = parts.Sequential(fn) else fn = Record.as_module(fn, "Checkpoint: fn") end
   self:add_module("fn", fn)
+  rawset(self, "layout", (link.layout_of(fn, true)))
 end
+
+Checkpoint.passes_input = true
 
 local function again(data, gradient)
   local module, given = data.module, data.given
@@ -269,6 +272,12 @@ end
 function Reversible:output_shape(shape)
   shapes.check(shape, self.type)
   return shapes.copy(shape)
+end
+
+function Reversible:slice(first, last)
+  local out = parts.Numbered.slice(self, first, last)
+  rawset(out, "dim", rawget(self, "dim"))
+  return out
 end
 
 function Reversible:label() return self.dim and ("Reversible{dim = %d}"):format(self.dim) or "Reversible" end

@@ -356,6 +356,18 @@ function Circuit:remove(position)
   return removed
 end
 
+--- A Circuit of the layers from `first` to `last`; they are what they are in the whole, names included.
+---@param first? integer
+---@param last? integer
+---@return resin.nn.Circuit
+function Circuit:slice(first, last)
+  local out = ResidualSequential.slice(self, first, last)
+  local from = first or 1
+  if from < 0 then from = #self + 1 + from end
+  for i = 1, #out do out._places[i] = self._places[math.max(from, 1) + i - 1] end
+  return out
+end
+
 -- The repeats around child i, outermost first: {{block, index, of}, …}.
 local function repeats_of(self, i)
   local list, place = {}, self._places[i]

@@ -120,12 +120,22 @@ function HyperConnections:init(...)
     check.fail("HyperConnections: dynamic = true needs features, the size of the last dimension")
   end
   rawset(self, "settings", o)
-  for i, layer in ipairs(list) do
+  for _, layer in ipairs(list) do
     local name
     if class.is_plain(layer) then name, layer = layer[1], layer[2] end
-    layer = Record.as_module(layer, "HyperConnections: entry " .. i)
-    self:append(layer:is(HyperConnection) and layer or HyperConnection(layer, o, i), name)
+    self:append(layer, name)
   end
+end
+
+function HyperConnections:insert(position, layer, name)
+  layer = Record.as_module(layer, ("HyperConnections: entry %s"):format(tostring(position)))
+  if not layer:is(HyperConnection) then
+    layer = HyperConnection(layer, self.settings, position)
+  elseif #self == 0 then                   -- a slice starts like this
+    local alpha = rawget(layer, "dynamic_alpha")
+    rawset(self, "settings", {streams = layer.streams, dynamic = layer.dynamic, features = alpha and alpha.shape[1] or nil})
+  end
+  return Numbered.insert(self, position, layer, name)
 end
 
 local function run(self, x)

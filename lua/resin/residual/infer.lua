@@ -23,7 +23,8 @@ local infer = {}
 local GUESSES = {64, 96}     -- sizes of an image whose size is not known
 
 -- Shapes that a layer may be given, by what its constructor was told; nil when it says nothing. The batch is not known.
-local function declared(m, guess)
+local declared
+function declared(m, guess)
   local function number(name)
     local value = rawget(m, name)
     return type(value) == "number" and value or nil
@@ -41,6 +42,10 @@ local function declared(m, guess)
     local shape = {false, channels}
     for i = 1, rank do shape[i + 2] = guess end
     return rank == 1 and number("num_features") and {{false, channels}, shape} or {shape}
+  end
+  if m.passes_input or link.is_transparent(m) then     -- a container whose first child gets what it is given
+    local _, children = m:child_list()
+    return children[1] and declared(children[1], guess)
   end
   return nil
 end
