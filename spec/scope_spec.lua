@@ -81,6 +81,86 @@ describe("resin.scope", function()
   end)
 end)
 
+describe("the path of layers", function()
+  local nn, check = resin.nn, require "resin.check"
+  local wrong = function() return resin.ones(2) + resin.ones(3) end
+  local function text_of(fn, ...)
+    local ok, message = pcall(fn, ...)
+    assert.is_false(ok)
+    return (message:gsub("^[^ ]*:%d+: ", ""))
+  end
+  -- Waits in layer 2 of 3, inside layer 1 of the outer one.
+  local function waiting()
+    return nn.Sequential(nn.Sequential(nn.ReLU(), function(x)
+      coroutine.yield()
+      return x
+    end, nn.Linear(3, 3)), nn.ReLU())
+  end
+
+  it("is empty while a coroutine waits in a container, and after it was abandoned", function()
+    for _, via in ipairs { function(m, x) return m(x) end, function(m, x) return resin.scope(m, x) end } do
+      local co = coroutine.wrap(function() return via(waiting(), resin.ones(1, 3)) end)
+      co()
+      assert.equal(0, check.depth)
+      assert.truthy(text_of(wrong):find("^add: "))
+      assert.truthy(text_of(nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), resin.ones(1, 3)):find("^in Sequential 2 %(Linear%): linear: "))
+      assert.equal(0, check.depth)
+    end
+  end)
+
+  it("is a coroutine's own when several take turns", function()
+    local messages, workers = {}, {}
+    for i = 1, 4 do
+      workers[i] = coroutine.create(function()
+        messages[i] = text_of(waiting(), resin.ones(1, i))     -- right for i = 3 only
+        coroutine.yield()
+        messages[i + 4] = text_of(wrong)
+      end)
+      if i == 3 then workers[i] = coroutine.create(function() waiting()(resin.ones(1, 3)) end) end
+    end
+    for _ = 1, 3 do
+      for i = 4, 1, -1 do
+        coroutine.resume(workers[i])
+        assert.equal(0, check.depth)
+      end
+    end
+    for _, i in ipairs { 1, 2, 4 } do
+      assert.truthy(messages[i]:find("^in Sequential 1 %(Sequential%), Sequential 3 %(Linear%): linear: "), messages[i])
+      assert.truthy(messages[i + 4]:find("^add: "), messages[i + 4])
+    end
+  end)
+
+  it("stays whole around user code, in coroutines too", function()
+    local model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Sequential(nn.ReLU(), wrong)))
+    local expected = "^in Sequential 2 %(Sequential%), Sequential 1 %(Sequential%), Sequential 2 %(Lambda%): add: "
+    local x = resin.ones(2)
+    for _, run in ipairs { model, function() return resin.scope(model, x) end,
+      function() return resin.scope(resin.scope, model, x) end } do
+      assert.truthy(text_of(run, x):find(expected))
+      assert.equal(0, check.depth)
+      coroutine.wrap(function() assert.truthy(text_of(run, x):find(expected)) end)()
+      assert.equal(0, check.depth)
+      local inner = nn.Sequential(nn.ReLU(), nn.ReLU(), function() return run(x) end)
+      local whole = "^in Sequential 3 %(Lambda%), " .. expected:sub(5)
+      assert.truthy(text_of(inner, x):find(whole))
+      coroutine.wrap(function() assert.truthy(text_of(inner, x):find(whole)) end)()
+      coroutine.wrap(function() assert.truthy(text_of(wrong):find("^add: ")) end)()
+    end
+  end)
+
+  it("is not disturbed by a coroutine that goes on inside a layer", function()
+    local co = coroutine.wrap(function() return waiting()(resin.ones(1, 3)) end)
+    co()
+    local outer = nn.Sequential(nn.ReLU(), function(x)
+      co()
+      assert.equal(1, check.depth)
+      return nn.Sequential(nn.Linear(7, 7))(x)
+    end)
+    assert.truthy(text_of(outer, resin.ones(1, 3)):find("^in Sequential 2 %(Lambda%), Sequential 1 %(Linear%): linear: "))
+    assert.equal(0, check.depth)
+  end)
+end)
+
 describe("scope.run", function()
   local made
   local function forward(x)

@@ -1,7 +1,8 @@
 -- The one place that raises errors, and the checks that raise through it.
 -- An error names the user's line: the first frame whose source does not lie in one of resin's own directories. Containers
 -- keep a path of what runs (push, pop) in three arrays, so that a message can name the layer; the path is formatted only
--- when something fails. Invariant: entries 1..depth of the arrays are the layers now running.
+-- when something fails. Invariant: entries 1..depth of the arrays are the layers now running. Containers yield only while user code
+-- runs in them; scope.lua then puts their entries aside, so the arrays never hold those of a coroutine that waits.
 
 local lib = require "resin.lib"
 local ffi, C = lib.ffi, lib.C
@@ -78,16 +79,60 @@ end
 ---@param depth integer what push returned
 function check.pop(depth) check.depth = depth end
 
-local function path_text()
-  if check.depth == 0 then return "" end
-  local parts = {}
-  for i = 1, check.depth do
-    local layer = layers[i]
+---The entries as a table, false when there are none.
+function check.copy_path()
+  local n = check.depth
+  if n == 0 then return false end
+  local path = { n = n, containers = {}, keys = {}, layers = {} }
+  for i = 1, n do path.containers[i], path.keys[i], path.layers[i] = containers[i], keys[i], layers[i] end
+  return path
+end
+
+---Empties the path. Give the result to put_back.
+function check.put_aside()
+  local path = check.copy_path()
+  check.depth = 0
+  return path
+end
+
+function check.put_back(path)
+  check.depth = path and path.n or 0
+  for i = 1, check.depth do containers[i], keys[i], layers[i] = path.containers[i], path.keys[i], path.layers[i] end
+end
+
+-- coroutine → {path, outer}: what is around the code that it runs, put aside; outer is the next such table.
+local around = setmetatable({}, { __mode = "k" })
+check.around = around
+
+local function add_parts(parts, path)
+  for i = 1, path.n do
+    local layer = path.layers[i]
     if type(layer) == "function" then
-      parts[#parts + 1] = layer(containers[i], keys[i])     -- nil when there is nothing to say
+      parts[#parts + 1] = layer(path.containers[i], path.keys[i])     -- nil when there is nothing to say
     else
-      parts[#parts + 1] = tostring(containers[i]) .. " " .. tostring(keys[i]) .. " (" .. tostring(layer) .. ")"
+      parts[#parts + 1] = tostring(path.containers[i]) .. " " .. tostring(path.keys[i]) .. " (" .. tostring(layer) .. ")"
     end
+  end
+end
+
+local function add_around(parts, entry)
+  if not entry then return end
+  add_around(parts, entry.outer)
+  if entry.path then add_parts(parts, entry.path) end
+end
+
+local function path_text()
+  local now = { n = check.depth, containers = containers, keys = keys, layers = layers }
+  local co = coroutine.running()
+  local entry = co and around[co]
+  if check.depth == 0 and not entry then return "" end
+  local parts = {}
+  if check.in_scope() then      -- the entries are the coroutine's own
+    add_around(parts, entry)
+    add_parts(parts, now)
+  else                          -- they are those of the code that resumed it
+    add_parts(parts, now)
+    add_around(parts, entry)
   end
   if #parts == 0 then return "" end
   return "in " .. concat(parts, ", ") .. ": "

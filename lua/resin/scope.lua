@@ -8,6 +8,8 @@
 -- A scope belongs to the code that runs between its start and its end, not to a coroutine. Containers suspend theirs around
 -- user code, so a yield never happens while one is active; resin.scope runs its function in a coroutine of its own and puts
 -- the scope aside when that yields.
+-- In a coroutine the path of layers (check.lua) changes hands in the same places: containers there begin with an empty path,
+-- and while user code runs the path is that of whoever resumed the coroutine.
 
 local lib = require "resin.lib"
 local check = require "resin.check"
@@ -16,6 +18,8 @@ local ffi, C, stats = lib.ffi, lib.C, lib.stats
 local setmetatable, getmetatable, type, pairs, xpcall, error = setmetatable, getmetatable, type, pairs, xpcall, error
 local collectgarbage, select, min, max = collectgarbage, select, math.min, math.max
 local gc, release = ffi.gc, lib.C.rs_tensor_release
+local running, around = coroutine.running, check.around
+local copy_path, put_aside, put_back = check.copy_path, check.put_aside, check.put_back
 
 ---@class resin.Tensor
 local Tensor = {}
@@ -27,6 +31,11 @@ local scope = { Tensor = Tensor }
 -- started inside and has not ended: after an error the chain of children is what has to be freed.
 local current = false
 function check.in_scope() return current end
+
+-- While resin's code runs in a coroutine: that coroutine, and the path of its resumer (false when empty). In the main thread
+-- thread is false; host is nil there and in user code, where the resumer's path is in place. What user code finds in thread has
+-- no meaning; everything that makes a scope active sets it.
+local thread, host = false, nil
 
 -- ---- memory that Lua's collector cannot see --------------------------------------------------------------------------------
 
@@ -213,6 +222,24 @@ local function abandon(s, outer, depth)
   check.depth = depth
 end
 
+local function finished(co, outer, s, ok, ...)
+  if host ~= nil then put_back(host) end
+  host = nil
+  if ok then
+    current = s
+    return leave(s, ...)
+  end
+  around[co] = outer
+  abandon(s, false, check.depth)
+  error((...), 0)
+end
+
+-- scope.run as the outermost in a coroutine.
+local function run_in(co, fn, a, b, c, d, e, f, g, h)
+  thread, host = co, put_aside()
+  return finished(co, around[co], enter(), xpcall(fn, check.handler, a, b, c, d, e, f, g, h))
+end
+
 local function returned(depth, s, ok, ...)
   if ok then
     current = s            -- a user function that yielded may have changed it
@@ -226,20 +253,41 @@ end
 ---@param fn function made once, not per call; at most 8 arguments
 function scope.run(fn, a, b, c, d, e, f, g, h)
   if current then return leave(enter(), fn(a, b, c, d, e, f, g, h)) end
+  local co = running()
+  if co then return run_in(co, fn, a, b, c, d, e, f, g, h) end
+  thread = false
   local depth = check.depth
   local s = enter()
   return returned(depth, s, xpcall(fn, check.handler, a, b, c, d, e, f, g, h))
 end
 
 local function resumed(s, ...)
-  current = s
+  current, thread = s, false
   return ...
 end
+
+local function resumed_in(s, co, path, outer, ...)
+  current, thread, host = s, co, put_aside()
+  put_back(path)
+  around[co] = outer
+  return ...
+end
+
+-- scope.call in a coroutine.
+local function call_in(s, co, fn, ...)
+  local path, outer = put_aside(), around[co]
+  if path then around[co] = { path = path, outer = outer } end
+  put_back(host)
+  current, host = false, nil
+  return resumed_in(s, co, path, outer, fn(...))
+end
+jit.off(call_in)       -- it reads `...` after calls (see leave)
 
 ---Runs a user's function outside the active scope and returns its results.
 function scope.call(fn, ...)
   local s = current
   if not s then return fn(...) end
+  if thread then return call_in(s, thread, fn, ...) end
   current = false
   return resumed(s, fn(...))
 end
@@ -248,10 +296,14 @@ end
 
 local create, resume, status, yield = coroutine.create, coroutine.resume, coroutine.status, coroutine.yield
 
--- What the coroutine of a user's scope gave back: results, a yield to pass on, or an error.
-local function step(co, s, outer, depth, ok, ...)
+-- What the coroutine of a user's scope gave back: results, a yield to pass on, or an error. `path` is the resumer's path;
+-- `state` the resumer's thread and host.
+local function step(co, s, outer, path, state, ok, ...)
+  local inside = host ~= nil         -- it stopped outside of containers: the path is its own
+  if inside or not ok then put_back(path) end
+  thread, host = state.thread, state.host
   if not ok then
-    abandon(s, outer, depth)
+    abandon(s, outer, check.depth)
     check.handler((...), co)
     error((...), 0)
   end
@@ -274,7 +326,10 @@ local function step(co, s, outer, depth, ok, ...)
   local function continue(...)
     outer = current        -- who resumed us may be in another scope than before
     current = inner
-    return step(co, s, outer, depth, resume(co, ...))
+    path, state.thread, state.host = copy_path(), thread, host
+    thread, host = co, nil
+    if inside then host = put_aside() end
+    return step(co, s, outer, path, state, resume(co, ...))
   end
   return continue(yield(...))
 end
@@ -284,10 +339,14 @@ end
 ---@return any ... the results of fn
 function scope.user(fn, ...)
   check.func(fn, "resin.scope: argument 1")
-  local outer, depth = current, check.depth
+  local outer, caller = current, running()
   local s = start(new(false))
-  local co = create(fn)
-  return step(co, s, outer, depth, resume(co, ...))
+  local co = create(type(fn) == "function" and fn or function(...) return fn(...) end)
+  local state, path = { thread = thread, host = host }, put_aside()
+  -- The main thread stays where it is until this ends; a coroutine may be resumed from elsewhere, and has its own way around.
+  around[co] = { path = not caller and path, outer = caller and around[caller] }
+  thread, host = co, caller and path or false
+  return step(co, s, outer, path, state, resume(co, ...))
 end
 
 -- These call what is never compiled, and read `...` after calls (see leave).

@@ -459,7 +459,7 @@ Tensor.__pow, Tensor.__unm = ops.pow, ops.neg
 -- Lua turns what a comparison gives into one boolean, and asks no metamethod when the other side is a number.
 function Tensor.__lt() fail("< and > cannot compare tensors element by element: use a:lt(b) or a:gt(b)") end
 function Tensor.__le() fail("<= and >= cannot compare tensors element by element: use a:le(b) or a:ge(b)") end
-function Tensor.__mod() fail("%%: resin has no remainder of tensors; a - (a / b):floor() * b is it") end
+function Tensor.__mod() fail("%: resin has no remainder of tensors; a - (a / b):floor() * b is it") end
 
 function Tensor.__tostring(t) return require("resin.format").tensor(t) end
 
