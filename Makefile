@@ -28,7 +28,7 @@ ifeq ($(ONEDNN),yes)
   LIBS += -ldnnl -lgomp
 endif
 LEVELS := baseline
-ifneq ($(findstring x86_64,$(shell $(CC) -dumpmachine 2>/dev/null)),)
+ifneq ($(findstring x86_64,$(shell $(CC) -dumpmachine 2>/dev/null || uname -m)),)
   DEFS   += -DRSI_X86
   LEVELS := baseline avx2 avx512
   ISA_baseline := -march=x86-64-v2 -DRSI_ISA_LEVEL=0
@@ -57,7 +57,7 @@ else
   SAY =
 endif
 
-.PHONY: help deps build demo check test lint bench asan ubsan tsan install uninstall clean docs force
+.PHONY: help deps build demo run-demo check test run-tests check-asan check-tsan compare lint bench asan ubsan tsan install uninstall clean docs force
 .DELETE_ON_ERROR:
 
 help:
@@ -69,6 +69,7 @@ help:
 	@echo "make lint     warnings of two compilers, luacheck, includes, naming"
 	@echo "make bench    speed, beside PyTorch when it is installed (ONLY=name,name THREADS=1,2)"
 	@echo "make asan     the tests under AddressSanitizer; likewise ubsan, tsan"
+	@echo "make compare  200 random models beside torchresidual and torch-circuit, where Python has them"
 	@echo "make docs     docs/ops.md from the op table"
 	@echo "make install  into PREFIX (now $(PREFIX)); DESTDIR is respected"
 	@echo "make clean    remove $(B)"
@@ -123,13 +124,18 @@ $(B)/bench/%: bench/%.c $(LIB)
 	@mkdir -p $(@D)
 	$(call SAY,CC)$(CC) -std=c11 $(CFLAGS) $(WARN) -D_GNU_SOURCE -Isrc -I$(B) $< -L$(B) -lresin -Wl,-rpath,'$$ORIGIN/..' -o $@
 
-demo: deps build
+# deps may install the compiler itself, so what follows is a make of its own.
+demo: deps
+	@$(MAKE) --no-print-directory run-demo
+run-demo: build
 	$(B)/resin examples/fashion_mnist.lua --out $(B)/fashion_mnist.safetensors
 	$(B)/resin examples/fashion_mnist.lua --predict $(B)/fashion_mnist.safetensors
 
 check: build $(CTESTS)
 	B=$(B) $(LUA) spec/run.lua --fast
-test: deps build $(CTESTS)
+test: deps
+	@$(MAKE) --no-print-directory run-tests
+run-tests: build $(CTESTS)
 	MAKE="$(MAKE)" B=$(B) $(LUA) spec/run.lua --all
 
 # Sanitizers: the same tests in a build of their own. The Lua interpreter is not instrumented, so the runtime is preloaded.
@@ -147,6 +153,10 @@ check-tsan: $(CTESTS)
 lint:
 	@$(MAKE) --no-print-directory deps
 	CC="$(CC)" B=$(B) sh src/tools/lint.sh
+
+# Random residual models beside torchresidual and torch-circuit, when Python has them.
+compare: build
+	RESIN=$(B)/resin python3 spec/seeds/compare.py --count 200
 
 bench: build
 	B=$(B) env -u OPENBLAS_CORETYPE $(B)/resin bench/run.lua --only "$(ONLY)" --threads "$(or $(THREADS),1,2)"

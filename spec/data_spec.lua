@@ -145,6 +145,18 @@ describe("DataLoader", function()
     assert.equal(55, total)
   end)
 
+  it("says what it is, and how to loop", function()
+    local five = data.TensorDataset(resin.ones(5, 2), resin.arange(5))
+    assert.equal("TensorDataset(5 samples: tensor [5, 2] f32, tensor [5] i64)", tostring(five))
+    assert.equal("DataLoader(5 samples in 2 batches of 3, shuffled, seed 1)",
+      tostring(data.DataLoader(five, {batch_size = 3, shuffle = true, seed = 1})))
+    assert.equal("DataLoader(5 samples in 1 batch of 3, last one dropped when short)",
+      tostring(data.DataLoader(five, {batch_size = 3, drop_last = true})))
+    fails("DataLoader: write for i, x, y in loader:iter() do", function()
+      for _ in data.DataLoader(five) do return end       -- luacheck: ignore 512
+    end)
+  end)
+
   it("checks its options", function()
     fails("DataLoader: batch_size must be an integer of at least 1, got number 0", data.DataLoader, set, {batch_size = 0})
     fails('DataLoader: unknown option "suffle"', data.DataLoader, set, {suffle = true})

@@ -149,6 +149,8 @@ describe("BatchNorm", function()
   it("says which input it takes", function()
     fails("BatchNorm2d: input must be [N, C, H, W], got [2, 3]", nn.BatchNorm2d(3), resin.zeros(2, 3))
     fails("BatchNorm1d: input must be [N, C] or [N, C, L], got [2, 3, 4, 4]", nn.BatchNorm1d(3), resin.zeros(2, 3, 4, 4))
+    fails("input [1, 4, 2, 2] has 4 channels, expected 3 (weight [3])", nn.BatchNorm2d(3), resin.zeros(1, 4, 2, 2))
+    fails("input [2, 4] has 4 channels, expected 3 (running_mean [3])", nn.BatchNorm1d(3, {affine = false}):eval(), resin.zeros(2, 4))
     fails("BatchNorm2d: input [1, 4, 2, 2] has 4 channels, expected 3", nn.BatchNorm2d(3).output_shape, nn.BatchNorm2d(3),
       {1, 4, 2, 2})
   end)

@@ -21,6 +21,15 @@ describe("LearnableAlpha", function()
     assert.is_near(0.9995, LearnableAlpha()():item(), 1e-6)
   end)
 
+  it("must have as many values as there are channels", function()
+    local function block(layer)
+      return nn.ResidualSequential(nn.Record(), layer, nn.Apply{alpha = LearnableAlpha(0.5, {size = 3})})
+    end
+    assert.same({2, 3}, block(nn.Linear(3, 3))(resin.ones(2, 3)).shape)
+    fails("Apply: alpha has 3 values, one per channel, but the value [2, 4] has 4 channels (dimension 2)", block(nn.Linear(4, 4)),
+      resin.ones(2, 4))
+  end)
+
   it("chooses the logarithmic form when the bounds are more than a factor of 100 apart", function()
     assert.is_true(LearnableAlpha(0.1, 1e-3, 10).use_log:item())
     assert.is_false(LearnableAlpha(0.5, 0.01, 1).use_log:item())

@@ -187,6 +187,12 @@ describe("containers in containers", function()
     assert.equal(3, value(RS(Record("s"), far), 1))
   end)
 
+  it("outer = true does not find a Record of its own container", function()
+    local ok, message = pcall(RS(Record("s"), times(2), Apply{record_name = "s", outer = true}), resin.ones(1))
+    assert.is_false(ok)
+    assert.truthy(message:find('outer = true looks for Record "s" only in the enclosing containers', 1, true), message)
+  end)
+
   it("an outer container reads an exported Record of an inner one", function()
     local inner = RS(times(2), Record{name = "mid", export = true}, times(5))
     assert.equal(12, value(RS(inner, Apply("add", "mid")), 1))

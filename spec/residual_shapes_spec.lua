@@ -214,7 +214,7 @@ end)
 describe("shapes that do not fit", function()
   it("are an error at construction where the layers tell", function()
     fails('Apply 3 (record "input"): recorded [?, 64] but current is [?, 32]; set need_projection=true on Record "input" '
-      .. "(layer 1) to project it, or broadcast=true on the Apply to broadcast",
+      .. "(layer 1) to project it",
       RS, Record("input"), nn.Linear(64, 32), Apply("add", "input"))
     fails('in ResidualSequential 3 (ResidualSequential): Apply 1 (record "far"): recorded [?, 4] but current is [?, 8]', function()
       return RS(Record("far"), nn.Linear(4, 8), RS(Apply("add", "far")))

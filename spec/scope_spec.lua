@@ -148,6 +148,18 @@ describe("the path of layers", function()
     end
   end)
 
+  it("costs a coroutine none of its results, compiled too", function()
+    local model = nn.Sequential(nn.ReLU(), function(x) return x * 1 end)
+    coroutine.wrap(function()
+      for i = 1, 400 do
+        local x = resin.tensor { i }
+        assert.equal(i, model(x):item())
+        local a, b, c = scope.run(function(y) return i, scope.call(math.max, i, 3), y end, x)
+        assert.is_true(a == i and b == math.max(i, 3) and c == x)
+      end
+    end)()
+  end)
+
   it("is not disturbed by a coroutine that goes on inside a layer", function()
     local co = coroutine.wrap(function() return waiting()(resin.ones(1, 3)) end)
     co()

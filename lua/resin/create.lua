@@ -73,6 +73,7 @@ end
 local function measure(value, what)
   local shape = {}
   while type(value) == "table" do
+    if getmetatable(value) == Tensor then fail("%s: the table holds tensors; use resin.stack or resin.cat to join tensors", what) end
     if #shape == 8 then fail("%s: the table is nested more than 8 deep", what) end
     shape[#shape + 1] = #value
     value = value[1]
@@ -86,12 +87,25 @@ local function place(index, n)
   return table.concat(parts, ", ")
 end
 
----The numbers of a nested table, row by row.
+-- What the integer types hold. A Lua number is exact up to 2^53; beyond, every one of i64 may be meant.
+local LIMITS = {
+  [dtype.codes.i64] = { -2 ^ 63, 2 ^ 63 - 1024 }, [dtype.codes.i32] = { -2 ^ 31, 2 ^ 31 - 1 }, [dtype.codes.u8] = { 0, 255 },
+}
+
+local function refuse(value, index, depth, code, what)
+  fail("%s: %s must be an integer from %.0f to %.0f for dtype %s, got %s", what,
+    depth == 0 and "value" or "element " .. place(index, depth), LIMITS[code][1], LIMITS[code][2], dtype.names[code],
+    check.describe(value))
+end
+
+---The numbers of a nested table, row by row. They must fit the element type `code`, when it is given.
 ---@return ffi.cdata* values double[?]
 ---@return integer count
 ---@return integer[] shape
 ---@return boolean booleans
-function create.values_of(value, what)
+function create.values_of(value, what, code)
+  local limits = LIMITS[code]
+  local low, high = limits and limits[1], limits and limits[2]
   local shape, booleans = measure(value, what)
   local depth, count = #shape, 1
   for i = 1, depth do count = count * shape[i] end
@@ -99,10 +113,20 @@ function create.values_of(value, what)
   local index, at = {}, 0
   local function fill(row, d)
     if d > depth then
-      if type(row) == "boolean" then
-        row = row and 1 or 0
-      elseif type(row) ~= "number" then
+      local kind = type(row)
+      if kind ~= "boolean" and kind ~= "number" then
+        if getmetatable(row) == Tensor then
+          fail("%s: element %s is a tensor; use resin.stack or resin.cat to join tensors", what, place(index, depth))
+        end
         fail("%s: element %s must be a number, got %s", what, place(index, depth), check.describe(row))
+      elseif (kind == "boolean") ~= booleans then
+        fail("%s: element %s is %s, but the first is a %s; give numbers or booleans, not both", what, place(index, depth),
+          check.describe(row), booleans and "boolean" or "number")
+      end
+      if booleans then
+        row = row and 1 or 0
+      elseif limits and not (row % 1 == 0 and row >= low and row <= high) then
+        refuse(row, index, depth, code, what)
       end
       values[at] = row
       at = at + 1
@@ -144,8 +168,9 @@ function create.tensor(value, options)
       if type(key) ~= "number" then fail("tensor: the table has a field %s; values stand at 1, 2, …", check.describe(key)) end
     end
   end
-  local values, _, shape, booleans = create.values_of(value, "tensor")
-  local t = new(shape, code_of(options, "tensor", booleans and "bool" or "f32"), "tensor")
+  local given = options.dtype ~= nil and code_of(options, "tensor") or nil
+  local values, _, shape, booleans = create.values_of(value, "tensor", given)
+  local t = new(shape, given or dtype.codes[booleans and "bool" or "f32"], "tensor")
   status(C.rs_tensor_write(ctx, t.h, values))
   return finish(t, options)
 end

@@ -220,7 +220,12 @@ end
 for name, reduce in pairs { max = "amax", min = "amin" } do
   local along, all, other = ops[name], ops[reduce], ops[name == "max" and "maximum" or "minimum"]
   composites[name] = function(t, dim, keepdim)
-    if dim == nil then return all(t) end
+    if dim == nil then
+      if getmetatable(t) == Tensor and t.h and C.rs_tensor_numel(t.h) == 0 then
+        check.fail("%s: input %s has no elements, so there is no extreme; test numel() first", name, check.shape_text(t))
+      end
+      return all(t)
+    end
     if getmetatable(dim) == Tensor then return other(t, dim) end
     return along(t, dim, keepdim)
   end

@@ -234,6 +234,8 @@ local function finished(co, outer, s, ok, ...)
   error((...), 0)
 end
 
+jit.off(finished)      -- it reads `...` after calls (see leave)
+
 -- scope.run as the outermost in a coroutine.
 local function run_in(co, fn, a, b, c, d, e, f, g, h)
   thread, host = co, put_aside()
@@ -281,7 +283,8 @@ local function call_in(s, co, fn, ...)
   current, host = false, nil
   return resumed_in(s, co, path, outer, fn(...))
 end
-jit.off(call_in)       -- it reads `...` after calls (see leave)
+jit.off(resumed_in)    -- both read `...` after calls (see leave)
+jit.off(call_in)
 
 ---Runs a user's function outside the active scope and returns its results.
 function scope.call(fn, ...)

@@ -350,7 +350,7 @@ end
 function methods.copy_from(t, source)
   C.rs_tensor_info(handle(t, "copy_from"), info)
   if type(source) == "table" and not is(source) then
-    local values, n = require("resin.create").values_of(source, "copy_from")
+    local values, n = require("resin.create").values_of(source, "copy_from", info.dtype)
     if n ~= info.numel then
       fail("copy_from: %d values for a tensor of %d elements %s", n, info.numel, check.shape_text(t))
     end

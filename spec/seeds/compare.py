@@ -28,6 +28,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections import OrderedDict
 
 try:
     import torch
@@ -91,7 +92,6 @@ class Container:
     def finish(self, kind, lua_kind, named):
         modules = [m for _, m, _ in self.items]
         if named:
-            from collections import OrderedDict
             names = [n or f"part{i}" for i, (n, _, _) in enumerate(self.items)]
             texts = [f'{{"{n}", {t}}}' for n, (_, _, t) in zip(names, self.items)]
             return kind(OrderedDict(zip(names, modules))), f"nn.{lua_kind}{{\n" + indented(",\n".join(texts)) + "}"
@@ -151,6 +151,8 @@ class Maker:
         n = len(shape) - 2
         channels, size = shape[1], shape[2:]
         roll = r.random()
+        if 0.65 <= roll < 0.88 and c.items and "Norm" in c.items[-1][2]:
+            roll = 0.5      # a channel that ReLU made constant would be the norms' rounding error, many times enlarged
         if roll < 0.4:
             out = channels if keep or self.chance(0.5) else r.choice([2, 3, 4, 6])
             dilation = r.choice([1, 1, 2])
@@ -250,7 +252,7 @@ class Maker:
             return False
         name, operation, how = r.choice(choices)
         f, rf = c.shape[-1], scope.records[name][0][-1]
-        kw, ours = {}, {}
+        kw = {}
         if operation != "add" or self.chance(0.5):
             kw["operation"] = operation.upper() if self.chance(0.1) else operation
         if name != scope.last or self.chance(0.7):
@@ -397,7 +399,17 @@ class Maker:
                 self.kwargs = lambda t: {"rnn" if named else str(position): {"hx": value(t)}}
             self.call = f"{{hidden = {{[{key}] = {ours}}}}}"
         m, text = c.finish(ResidualSequential, "ResidualSequential", named)
-        return shape, (m, text, c.shape)
+        if self.chance(0.75):
+            return shape, (m, text, c.shape)
+        outer, inner_kwargs = Container(shape), self.kwargs
+        self.record(outer)
+        outer.put(m, text, c.shape, name="inner")
+        self.apply(outer, outer)
+        if self.call:
+            self.kwargs = lambda t: {"inner": inner_kwargs(t)}
+            self.call = f"{{hidden = {{inner = {{[{key}] = {ours}}}}}}}"
+        m, text = outer.finish(ResidualSequential, "ResidualSequential", True)
+        return shape, (m, text, outer.shape)
 
     def attention(self):
         r = self.r
@@ -450,14 +462,14 @@ class Maker:
 
     # -- torch-circuit -----------------------------------------------------------------------------------------------
 
-    def join(self, first_dim):
+    def join(self, dim):
         """(op, Lua's op, does it concatenate)."""
         return self.r.choice([
             (torch.add, None, False), (torch.add, '"add"', False), (torch.mul, '"mul"', False), (torch.mul, "F.mul", False),
             (torch.sub, '"sub"', False), (torch.maximum, "F.maximum", False),
             (lambda x, y: x + 0.5 * y, "function(x, y) return x + 0.5 * y end", False),
-            (lambda x, y: torch.cat((x, y), first_dim), f"function(x, y) return F.cat({{x, y}}, {first_dim + 1}) end", True),
-            (lambda x, y: torch.cat((x, y), first_dim), '"cat"', True)])
+            (lambda x, y: torch.cat((x, y), dim), f"function(x, y) return F.cat({{x, y}}, {dim + 1}) end", True),
+            (lambda x, y: torch.cat((x, y), dim), '"cat"', True)])
 
     def circuit_get(self, c, name, shape, keep):
         at = 1 if len(c.shape) == 4 else len(c.shape) - 1
@@ -471,11 +483,9 @@ class Maker:
         size = shape[at]
         if size != c.shape[at] and not cat or self.chance(0.25):
             size = c.shape[at]
-            transform, transform_text = layer("Conv2d", shape[at], size, 1) if at == 1 and len(shape) == 4 else layer("Linear", shape[at], size)
-        given = [f'"{name}"'] + ([options_text] if (options_text := ", ".join(
-            ([f"op = {text}"] if text else []) + ([f"transform = {transform_text}"] if transform else []))) else [])
-        if len(given) > 1:
-            given[1] = "{" + given[1] + "}"
+            transform, transform_text = layer("Conv2d", shape[at], size, 1) if len(shape) == 4 else layer("Linear", shape[at], size)
+        more = ([f"op = {text}"] if text else []) + ([f"transform = {transform_text}"] if transform else [])
+        given = [f'"{name}"'] + (["{" + ", ".join(more) + "}"] if more else [])
         out = list(c.shape)
         if cat:
             out[at] += size
@@ -498,6 +508,9 @@ class Maker:
         """A save, layers and reads."""
         name = self.r.choice(["a", "b", f"c{k}"])
         self.circuit_save(c, name)
+        if len(c.shape) < 4 and self.chance(0.2):
+            m, text, out = self.residual(c.shape, 0, self.r.randint(2, 5))
+            c.put(m, text, out)
         for _ in range(self.r.randint(1, 4)):
             self.circuit_layer(c)
         for _ in range(self.r.choice([1, 1, 2])):
@@ -510,7 +523,7 @@ class Maker:
     def circuit_block(self, c, k):
         n = self.r.choice([1, 2, 2, 3])
         start, inner = c.shape, Container(c.shape)
-        names, plain = [], []
+        names = []
         for i in range(self.r.choice([1, 1, 2])):
             name = f"r{k}_{i}"
             before = inner.shape

@@ -112,6 +112,12 @@ static rs_status batch_norm_infer(rsi_call *c) {
   const rs_tensor *const x = c->in[X];
   RSI_CHECK(x->ndim >= 2, RS_ERR_SHAPE, "input %s has %d dimensions, but [N, C] or [N, C, ...] is needed", rsi_text(x), x->ndim);
   const int64_t channels = x->shape[1];
+  for (int i = WEIGHT; i <= RUNNING_VAR; i++) {
+    const rs_tensor *const t = c->in[i];
+    RSI_CHECK(!t || t->ndim != 1 || t->shape[0] == channels, RS_ERR_SHAPE, "input %s has %lld channels, expected %lld (%s %s)",
+              rsi_text(x), (long long)channels, (long long)t->shape[0],
+              i == WEIGHT ? "weight" : i == BIAS ? "bias" : i == RUNNING_MEAN ? "running_mean" : "running_var", rsi_text(t));
+  }
   RSI_TRY(check_vector(c->in[WEIGHT], "weight", channels, x));
   RSI_TRY(check_vector(c->in[BIAS], "bias", channels, x));
   RSI_TRY(check_vector(c->in[RUNNING_MEAN], "running_mean", channels, x));

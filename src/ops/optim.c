@@ -36,8 +36,8 @@ static rs_status check_member(const rs_tensor *t, const rs_tensor *p, const char
   RSI_CHECK(t, RS_ERR_ARG, "%s %lld is missing", what, number);
   RSI_CHECK(rsi_same_shape(t, p), RS_ERR_SHAPE, "%s %lld has shape %s but its parameter %s", what, number, rsi_text(t),
             rsi_text(p));
-  RSI_CHECK(t->dtype == p->dtype, RS_ERR_DTYPE, "%s %lld is %s but its parameter %s", what, number, rs_dtype_name(t->dtype),
-            rs_dtype_name(p->dtype));
+  RSI_CHECK(t->dtype == p->dtype, RS_ERR_DTYPE, "%s %lld is %s but its parameter %s; make a new optimiser after changing the dtype",
+            what, number, rs_dtype_name(t->dtype), rs_dtype_name(p->dtype));
   return RS_OK;
 }
 

@@ -67,6 +67,12 @@ function TensorDataset:range(first, last)
   return collect(self.tensors, 1, rows, first, last - first + 1)
 end
 
+function TensorDataset:__tostring()
+  local parts = {}
+  for i, t in ipairs(self.tensors) do parts[i] = check.describe(t) end
+  return ("TensorDataset(%d sample%s: %s)"):format(self.count, self.count == 1 and "" or "s", table.concat(parts, ", "))
+end
+
 -- ---- any dataset -----------------------------------------------------------------------------------------------------------
 
 --- Checks that `value` is a dataset.

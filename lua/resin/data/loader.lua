@@ -91,4 +91,16 @@ function DataLoader:iter()
   return step, {loader = self, order = order, samples = n, batches = self:size()}, 0
 end
 
+-- A loop that is given the loader itself has no place for its order: two such loops at a time would disturb each other.
+function DataLoader.__call()
+  check.fail("DataLoader: write for i, x, y in loader:iter() do … end")
+end
+
+function DataLoader:__tostring()
+  local n, batches = self.dataset:size(), self:size()
+  return ("DataLoader(%d sample%s in %d batch%s of %d%s%s%s)"):format(n, n == 1 and "" or "s", batches, batches == 1 and "" or "es",
+    self.batch_size, self.shuffle and ", shuffled" or "", self.seed and (", seed %.0f"):format(self.seed) or "",
+    self.drop_last and ", last one dropped when short" or "")
+end
+
 return {DataLoader = new}

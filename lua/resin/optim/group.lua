@@ -47,9 +47,25 @@ function Group.__index(group, key)
   return Group[key]
 end
 
+-- Fields of its own that are made later; all others exist from the start.
+local LATER = {module = true, size = true, zero_n = true, zero_array = true}
+
+--- Refuses a name that is no option of the optimiser.
+---@param kind table  the optimiser's class
+---@param key any
+function Group.unknown(kind, key)
+  local names = {}
+  for i, rule in ipairs(kind.options) do names[i] = rule.name end
+  check.fail("%s: there is no option %s (known: %s)", kind.type, type(key) == "string" and ("%q"):format(key) or tostring(key),
+    table.concat(names, ", "))
+end
+
 function Group.__newindex(group, key, value)
   local rule = group.kind.rules[key]
-  if not rule then return rawset(group, key, value) end
+  if not rule then
+    if not LATER[key] then Group.unknown(group.kind, key) end
+    return rawset(group, key, value)
+  end
   write(group, rule, rule.check(value, group.kind.type .. ": " .. key, rule.min, rule.max))
 end
 

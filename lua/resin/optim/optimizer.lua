@@ -45,10 +45,24 @@ end
 
 -- ---- parameters -----------------------------------------------------------------------------------------------------------
 
+-- Refuses a parameter of `group` that is in the group `owner` too.
+local function refuse_second(self, group, name, tensor, owner)
+  local groups, there, here, known = self.param_groups, 0, #self.param_groups + 1, name
+  for g = 1, #groups do
+    if groups[g] == owner then there = g end
+    if groups[g] == group then here = g end
+  end
+  for i, other in ipairs(owner.params) do
+    if other == tensor then known = owner.names[i] end
+  end
+  check.fail("%s: parameter %s of group %d is also in group %d%s", self.type, name, here, there,
+    known ~= name and (" (as %s)"):format(known) or "")
+end
+
 local function add_parameter(self, group, name, tensor)
   local owner = self.owner[tensor]
   if owner == group then return end
-  if owner then check.fail("%s: a parameter (%s) is in two groups", self.type, name) end
+  if owner then refuse_second(self, group, name, tensor, owner) end
   self.owner[tensor] = group
   group.params[#group.params + 1] = tensor
   group.names[#group.names + 1] = name
@@ -246,13 +260,15 @@ local function option_text(value)
 end
 
 local function text(self)
-  local parts, count = {}, 0
-  for i, rule in ipairs(self.kind.options) do
-    parts[i] = rule.name .. " = " .. option_text(self.param_groups[1][rule.name])
+  local lines = {}
+  for g, group in ipairs(self.param_groups) do
+    local parts = {}
+    for i, rule in ipairs(self.kind.options) do parts[i] = rule.name .. " = " .. option_text(group[rule.name]) end
+    lines[g] = ("%d tensor%s; %s"):format(#group.params, #group.params == 1 and "" or "s", table.concat(parts, ", "))
   end
-  for _, group in ipairs(self.param_groups) do count = count + #group.params end
-  return ("%s(%d tensors in %d group%s; %s)"):format(self.type, count, #self.param_groups,
-    #self.param_groups == 1 and "" or "s", table.concat(parts, ", "))
+  if #lines == 1 then return ("%s(%s)"):format(self.type, lines[1]) end
+  for g = 1, #lines do lines[g] = ("  group %d: %s\n"):format(g, lines[g]) end
+  return ("%s(\n%s)"):format(self.type, table.concat(lines))
 end
 
 local function get(self, key)
@@ -261,7 +277,11 @@ local function get(self, key)
 end
 
 local function set(self, key, value)
-  if key ~= "lr" then return rawset(self, key, value) end
+  if key == "defaults" then return rawset(self, key, value) end      -- written once, by construct
+  if key ~= "lr" then
+    if not self.kind.rules[key] then Group.unknown(self.kind, key) end
+    check.fail("%s: %s belongs to a group; write optimiser.param_groups[1].%s = value", self.type, key, key)
+  end
   for _, group in ipairs(self.param_groups) do group.lr = value end
 end
 

@@ -373,7 +373,9 @@ function Apply:mismatch(name, record, saved, current, why)
     text = text .. "the records of one Apply must have the shape of the current value"
   else
     text = ('%sset need_projection=true on %s "%s" (layer %s) to project it'):format(text, record.module.type, record.name, record.key)
-    if self:definition().shapes == "same" then text = text .. ", or broadcast=true on the " .. self.type .. " to broadcast" end
+    if self:definition().shapes == "same" and fit.broadcast(saved, current) then
+      text = text .. ", or broadcast=true on the " .. self.type .. " to broadcast"
+    end
   end
   check.fail("%s", text)
 end

@@ -37,9 +37,14 @@ local registry, names = {}, {}
 -- ---- factors --------------------------------------------------------------------------------------------------------------
 
 -- One value per channel, shaped so that it meets the feature dimension of x.
-local function per_channel(value, x, apply, layout, spatial)
+local function per_channel(value, x, apply, layout, spatial, given)
   local ndim = C.rs_tensor_ndim(x.h)
   local at = fit.feature_dim(ndim, layout, spatial, apply.dim or nil)
+  if C.rs_tensor_size(x.h, at - 1) ~= C.rs_tensor_numel(value.h) then
+    check.fail("%s: %s has %d values, one per channel, but the value %s has %d channels (dimension %d)", apply.type,
+      given == apply.alpha and "alpha" or "scale", C.rs_tensor_numel(value.h), check.shape_text(x),
+      C.rs_tensor_size(x.h, at - 1), at)
+  end
   if at == ndim then return value end
   local shape = {tonumber(C.rs_tensor_numel(value.h))}
   for i = 2, ndim - at + 1 do shape[i] = 1 end
@@ -49,10 +54,10 @@ end
 -- What alpha or scale is now: a number or a tensor, and whether the tensor was made for this call.
 local function factor(value, x, apply, layout, spatial)
   if type(value) == "number" then return value, false end
-  local made = getmetatable(value) ~= Tensor
+  local given, made = value, getmetatable(value) ~= Tensor
   if made then value = value:forward() end
   if C.rs_tensor_ndim(value.h) == 1 and C.rs_tensor_numel(value.h) > 1 then
-    local shaped = per_channel(value, x, apply, layout, spatial)
+    local shaped = per_channel(value, x, apply, layout, spatial, given)
     if shaped ~= value then
       if made then free(value) end
       return shaped, true

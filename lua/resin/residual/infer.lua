@@ -221,6 +221,12 @@ local function dry_run(m, shape)
   return nil
 end
 
+-- Would a layer over an image take this shape as one image without a batch? Guessed shapes always have a batch.
+local function unbatched(m, shape)
+  local rank = tonumber((m.type:match("(%d)d$")))
+  return rank and m.layout == "channels_first" and m.type ~= "BatchNorm1d" and #shape == rank + 1
+end
+
 -- Follows `shape` through the plan. visit(i, d) gets what each Apply does. Options: guess and variant (of the seeds), for
 -- construction; strict: what does not fit is an error. Returns the shape of the result and whether every layer took its input.
 local function walk(plan, shape, options, visit)
@@ -235,7 +241,8 @@ local function walk(plan, shape, options, visit)
       end
       if shape then
         check.push(plan.owner[i], plan.key[i], m.type)
-        local out, why = shape_after(m, shape)
+        local out, why
+        if not (options.guess and unbatched(m, shape)) then out, why = shape_after(m, shape) end
         if not out and options.strict then
           out = dry_run(m, shape)
           if not out then error(why, 0) end
@@ -342,31 +349,47 @@ local function without_guesses(shape, at)
   return out
 end
 
+-- Do all walks agree about what an Apply needs?
+local function agreed(apply, decisions)
+  local a, gates = decisions[1], apply:definition().gates and apply:incomplete()
+  for _, b in ipairs(decisions) do
+    if b.failed or projection_text(a.projection) ~= projection_text(b.projection) or a.gates ~= b.gates
+      or (a.current and a.current[a.at]) ~= (b.current and b.current[b.at])
+      or (gates and a.at and b.at and #a.current - a.at ~= #b.current - b.at) then
+      return false
+    end
+  end
+  return true
+end
+
 local function try(plan)
   local decisions = {}
   local function collect(_, i, d) decisions[#decisions + 1] = {i, d} end
-  local found, depth = {}, check.depth
-  for g, guess in ipairs(GUESSES) do
-    for variant = 1, 2 do
-      decisions = {}
-      local _, taken = walk(plan, nil, {guess = guess, variant = variant}, collect)
-      if not found[g] or taken then found[g] = decisions end
-      if taken then break end
+  local walks, depth = {}, check.depth
+  for need_taken = 1, 2 do       -- where no variant passes every layer, the first counts
+    for _, guess in ipairs(GUESSES) do
+      for variant = 1, need_taken == 1 and 2 or 1 do
+        decisions = {}
+        local _, taken = walk(plan, nil, {guess = guess, variant = variant}, collect)
+        if taken or need_taken == 2 then walks[#walks + 1] = decisions end
+      end
     end
+    if #walks > 0 then break end
   end
   check.depth = depth
-  local first, second = found[1], found[2]
-  for k = 1, #first do
-    local i, a, b = first[k][1], first[k][2], second[k][2]
-    if hopeless(a) and hopeless(b) then
+  for k = 1, #walks[1] do
+    local i, all, lost = walks[1][k][1], {}, true
+    for w, list in ipairs(walks) do
+      all[w] = list[k][2]
+      lost = lost and hopeless(all[w])
+    end
+    local a = all[1]
+    if lost then
       for _, step in ipairs(link.path(plan, i)) do check.push(plan.owner[step], plan.key[step], plan.module[step].type) end
       plan.module[i]:mismatch(link.quote(plan.key[i]), a.which or plan.record[i], without_guesses(a.saved, a.at),
         without_guesses(a.current, a.at))
     end
-    if not a.failed and not b.failed and projection_text(a.projection) == projection_text(b.projection)
-      and (a.current and a.current[a.at]) == (b.current and b.current[b.at]) then
-      equip(plan, i, a)
-    end
+    if agreed(plan.module[i], all) then equip(plan, i, a) end
   end
 end
 

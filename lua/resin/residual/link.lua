@@ -111,7 +111,7 @@ local function missing(frame, apply, key, name)
       outer = outer.parent
     end
   end
-  return {text = text, reads = apply.reads, name = name, known = known_names(frame)}
+  return {text = text, reads = apply.reads, name = name, known = known_names(frame), outer = apply.outer and frame.names[name] ~= nil}
 end
 
 local function find(frame, apply, key, name)
@@ -333,6 +333,10 @@ end
 ---@param plan table
 function link.require_resolved(plan)
   local first = plan.unresolved[1]
+  if first and first.outer then
+    check.fail('%s: outer = true looks for %s "%s" only in the enclosing containers, which have none; this container has one: '
+      .. "leave outer out to read it", first.text, first.reads, first.name)
+  end
   if first then
     check.fail('%s: there is no %s "%s" before it (known: %s); check the name, or put this container into one that records it',
       first.text, first.reads, first.name, first.known)

@@ -48,9 +48,22 @@ function Record:configure(o)
   if o.transform ~= nil then self:add_module("transform", Record.as_module(o.transform, what .. ": transform")) end
 end
 
+-- Record{"a", need_projection = true}: a lone string in front is the name here too.
+local function named(given)
+  if given.name ~= nil then check.fail("Record: name is given twice, by position and by name") end
+  local o = {name = given[1]}
+  for key, value in pairs(given) do
+    if key ~= 1 then o[key] = value end
+  end
+  return o
+end
+
 function Record:init(...)
   local first, second = ...
   local o
+  if type(first) == "table" and second == nil and type(first[1]) == "string" and first[2] == nil then
+    return self:configure(check.options(named(first), NAMES, "Record"))
+  end
   if type(first) == "string" and type(second) ~= "string" then
     o = arguments.read("Record", NAMES, 2, nil, first, select(2, ...))
   else
