@@ -172,6 +172,32 @@ describe("LayerNorm", function()
   end)
 end)
 
+describe("a constant input", function()
+  -- PyTorch leaves 0 in LayerNorm; in GroupNorm up to about 2 units in the last place of the value, times 1/sqrt(eps). Here all leave 0.
+  local function leaves_zero(m, x, isa)
+    local largest = m(x):abs():max():item()
+    assert.is_true(largest == 0, ("%s leaves %g on %s"):format(tostring(m), largest, isa))
+  end
+
+  it("is 0 after every normalisation, for f32 on every instruction set", function()
+    local current = resin.get_isa()
+    for _, isa in ipairs{"baseline", "avx2", "avx512"} do
+      if pcall(resin.set_isa, isa) then
+        for _, value in ipairs{0.1, 1 / 3, -3.7, 1000.3, 12345.678} do
+          for _, n in ipairs{7, 33, 512, 1000, 4095, 10000} do
+            leaves_zero(nn.LayerNorm(n), resin.full({3, n}, value), isa)
+            leaves_zero(nn.GroupNorm(2, 4), resin.full({2, 4, n}, value), isa)
+            leaves_zero(nn.InstanceNorm1d(4), resin.full({2, 4, n}, value), isa)
+            leaves_zero(nn.BatchNorm1d(4), resin.full({2, 4, n}, value), isa)
+            leaves_zero(nn.BatchNorm1d(3), resin.full({n, 3}, value), isa)
+          end
+        end
+      end
+    end
+    resin.set_isa(current)
+  end)
+end)
+
 describe("Embedding", function()
   it("agrees with PyTorch; ids count from 1", function()
     local m = set_parameters(nn.Embedding(4, 2, {padding_idx = 2, dtype = "f64"}))

@@ -316,6 +316,23 @@ describe("gradients", function()
   end)
 end)
 
+describe("NaN", function()
+  it("is a number in Lua whatever its bits are", function()
+    for _, dtype in ipairs { "f32", "f64" } do
+      local t = resin.full({ 128 }, 0 / 0, { dtype = dtype })
+      for _, v in ipairs { t:max():item(), t:min():item(), t:sum():item(), t:totable()[128] } do
+        assert.equal("number", type(v))
+        assert.is_true(v ~= v)
+      end
+      assert.equal("number", type(t:max():item()))
+      local bits = resin.empty({ 2 }, { dtype = dtype })
+      bits:copy_from(("\255"):rep(dtype == "f32" and 8 or 16))
+      assert.equal("number", type(bits[1]:item()))
+      assert.equal(2, #bits:totable())
+    end
+  end)
+end)
+
 describe("errors", function()
   it("name the user's line", function()
     local line = debug.getinfo(1, "l").currentline + 1

@@ -247,15 +247,19 @@ static void N(softmax_scaled_cols)(void *pdx, const void *px, const double *lse,
 
 /* ---- layer norm ------------------------------------------------------------------------------------------------------ */
 
-/* The mean is rounded to REAL; the first moment about the rounded value corrects the variance. */
+/*
+** The sum of a row in REAL leaves the mean some ulp off. Its differences from x are small, so the first moment about it is nearly
+** exact: it corrects mean and variance, and a constant row gives 0 before the bias.
+*/
 static void N(layer_norm)(void *py, const void *px, const void *weight, const void *bias, int64_t n, double eps, void *pmean,
                           void *prstd) {
   REAL *const restrict y = py;
   const REAL *const restrict x = px, *const restrict w = weight, *const restrict b = bias;
-  const REAL m = (REAL)(N(sum)(x, n) / (double)n);
+  const REAL first = (REAL)(N(sum)(x, n) / (double)n);
   double d[2];
-  N(moments)(x, m, n, d);
+  N(moments)(x, first, n, d);
   const double shift = d[0] / (double)n, var = d[1] / (double)n - shift * shift;
+  const REAL m = (REAL)((double)first + shift);
   const REAL rstd = (REAL)(1.0 / sqrt((var < 0 ? 0 : var) + eps));
   *(REAL *)pmean = m, *(REAL *)prstd = rstd;
   if (w && b)

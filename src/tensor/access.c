@@ -54,7 +54,7 @@ static uint16_t to_f16(double v) {
   return (uint16_t)(sign | ((rounded - 0x38000000u) >> 13));
 }
 
-static double load(int dtype, const void *p) {
+static double load_any(int dtype, const void *p) {
   switch (dtype) {
     case RS_F32: return (double)*(const float *)p;
     case RS_F64: return *(const double *)p;
@@ -65,6 +65,12 @@ static double load(int dtype, const void *p) {
     case RS_U8: return (double)*(const uint8_t *)p;
     default: return *(const uint8_t *)p != 0 ? 1.0 : 0.0;
   }
+}
+
+/* One NaN for all: a Lua whose values are tagged NaNs would take some of the others for something else, nil for example. */
+static double load(int dtype, const void *p) {
+  const double v = load_any(dtype, p);
+  return __builtin_isnan(v) ? __builtin_nan("") : v;
 }
 
 static int64_t to_integer(double v, int64_t low, int64_t high) {
