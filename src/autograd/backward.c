@@ -18,7 +18,7 @@ struct rsi_grad {
   rsi_node  *node;
   rs_status  status;
   bool       create_graph;
-  bool       taken;            /* a leaf took over a tensor of this rule */
+  bool       taken;            /* a node took over a tensor of this rule */
   target    *targets;          /* of rs_grad; NULL: leaves accumulate */
   int        ntargets;
   int        ntemps, capacity;
@@ -162,19 +162,28 @@ rs_tensor *rsi_emit(rsi_grad *g, int op, const void *attrs, int nin, rs_tensor *
   return nout > 0 ? outs[0] : NULL;
 }
 
+/* The first output of an op; ops of one output, nearly all, take the short way. */
+static rs_tensor *emit_first(rsi_grad *g, int op, const void *attrs, int nin, rs_tensor *const *in) {
+  rs_tensor *out;
+  if (rsi_unlikely(rsi_ops[op]->nout != 1)) return rsi_emit(g, op, attrs, nin, in, 1, &out);
+  if (g->status != RS_OK) return NULL;
+  g->status = rsi_run(g->ctx, op, in, nin, attrs, &out);
+  return g->status == RS_OK ? own(g, out) : NULL;
+}
+
 rs_tensor *rsi_emit1(rsi_grad *g, int op, const void *attrs, rs_tensor *a) {
-  rs_tensor *out, *const in[1] = {a};
-  return a ? rsi_emit(g, op, attrs, 1, in, 1, &out) : NULL;
+  rs_tensor *const in[1] = {a};
+  return a ? emit_first(g, op, attrs, 1, in) : NULL;
 }
 
 rs_tensor *rsi_emit2(rsi_grad *g, int op, const void *attrs, rs_tensor *a, rs_tensor *b) {
-  rs_tensor *out, *const in[2] = {a, b};
-  return a || b ? rsi_emit(g, op, attrs, 2, in, 1, &out) : NULL;
+  rs_tensor *const in[2] = {a, b};
+  return a || b ? emit_first(g, op, attrs, 2, in) : NULL;
 }
 
 rs_tensor *rsi_emit3(rsi_grad *g, int op, const void *attrs, rs_tensor *a, rs_tensor *b, rs_tensor *c) {
-  rs_tensor *out, *const in[3] = {a, b, c};
-  return a || b || c ? rsi_emit(g, op, attrs, 3, in, 1, &out) : NULL;
+  rs_tensor *const in[3] = {a, b, c};
+  return a || b || c ? emit_first(g, op, attrs, 3, in) : NULL;
 }
 
 static bool matches(const rsi_edge *e, const rs_tensor *t) {
@@ -184,12 +193,14 @@ static bool matches(const rsi_edge *e, const rs_tensor *t) {
   return true;
 }
 
-/* A tensor that the rule made and nobody else holds becomes the gradient of a leaf without a copy. */
-static bool take_over(rsi_grad *g, rsi_node *n, rs_tensor *t) {
-  if (!(n->flags & RSI_N_LEAF) || n->kept[0] || g->targets || g->create_graph || !exclusive(t)) return false;
-  for (int i = 0; i < g->ntemps; i++) {
+/* A tensor that the rule made and nobody else holds becomes the first gradient that arrives at a node, without a copy. */
+static bool take_over(rsi_grad *g, rsi_node *n, int index, rs_tensor *t) {
+  const bool leaf = (n->flags & RSI_N_LEAF) != 0;
+  rs_tensor **const slot = leaf ? &n->kept[0] : &n->grad[index];
+  if (*slot || g->create_graph || (leaf && g->targets) || !exclusive(t)) return false;
+  for (int i = g->ntemps - 1; i >= 0; i--) {
     if (g->temps[i] != t) continue;
-    n->kept[0] = t;
+    *slot = t;
     g->temps[i] = NULL;
     g->taken = true;
     return true;
@@ -197,7 +208,7 @@ static bool take_over(rsi_grad *g, rsi_node *n, rs_tensor *t) {
   return false;
 }
 
-/* Was t taken over by a leaf earlier in this rule? */
+/* Was t taken over by a node earlier in this rule? */
 static bool was_taken(const rsi_grad *g, const rs_tensor *t) {
   if (!g->taken || (t->flags & RSI_EMBEDDED)) return false;
   for (int i = 0; i < g->ntemps; i++)
@@ -213,7 +224,7 @@ void rsi_give(rsi_grad *g, int i, rs_tensor *t) {
   if (!matches(e, t)) t = rsi_b_sum_to(g, t, rsi_in_desc(g, i));
   if (t && t->dtype != e->dtype) t = rsi_b_cast(g, t, e->dtype);
   if (t && was_taken(g, t)) t = rsi_emit1(g, RS_OP_copy, NULL, t);
-  if (!t || g->status != RS_OK || take_over(g, e->node, t)) return;
+  if (!t || g->status != RS_OK || take_over(g, e->node, e->out_index, t)) return;
   g->status = deliver(g, e->node, e->out_index, t);
 }
 
@@ -268,22 +279,27 @@ static rs_status check_saved(const rsi_node *n) {
   return RS_OK;
 }
 
+/* While a rule is recorded itself, saved tensors stand for the tensors they were copied from. */
+static void stand_in(rsi_node *n, bool on) {
+  for (int i = 0; i < n->nsaved; i++) {
+    rsi_saved *const s = &n->saved[i];
+    if (!s->present) continue;
+    const bool input = s->slot < 8;
+    s->tensor.node = !on ? NULL : input ? n->edges[s->slot].node : n;
+    s->tensor.out_index = input ? n->edges[s->slot].out_index : (uint8_t)(s->slot - 8);
+  }
+}
+
 static rs_status run_rule(rsi_grad *g) {
   rsi_node *const n = g->node;
   RSI_TRY(check_saved(n));
   RSI_CHECK(n->op->grad, RS_ERR_GRAD, "backward: the derivative of %s is not defined%s", n->op->name,
             n->op->traits & RSI_T_INTERNAL ? " (a second derivative was asked for)" : "");
-  for (int i = 0; i < n->nsaved; i++) {   /* saved tensors stand for the tensors they were copied from */
-    rsi_saved *const s = &n->saved[i];
-    if (!s->present) continue;
-    const bool input = s->slot < 8;
-    s->tensor.node = !g->create_graph ? NULL : input ? n->edges[s->slot].node : n;
-    s->tensor.out_index = input ? n->edges[s->slot].out_index : (uint8_t)(s->slot - 8);
-  }
   g->taken = false;
+  if (rsi_unlikely(g->create_graph)) stand_in(n, true);
   n->op->grad(g);
   temps_release(g);
-  for (int i = 0; i < n->nsaved; i++) n->saved[i].tensor.node = NULL;
+  if (rsi_unlikely(g->create_graph)) stand_in(n, false);
   return g->status;
 }
 

@@ -143,11 +143,18 @@ void rsi_tensor_move(rs_tensor *t, rsi_storage *to) {
   if ((t->flags & RSI_WITH_STORAGE) && to == home_of(t)) rsi_storage_release(to);
 }
 
+/* The element count of a small vector or matrix needs no care about overflow. */
+static bool small(const rsi_desc *desc, int64_t *numel) {
+  const uint64_t a = desc->ndim > 0 ? (uint64_t)desc->shape[0] : 1, b = desc->ndim > 1 ? (uint64_t)desc->shape[1] : 1;
+  *numel = (int64_t)(a * b);
+  return desc->ndim <= 2 && a < 1u << 24 && b < 1u << 24;
+}
+
 rs_status rsi_tensor_new(rsi_heap *heap, const rsi_desc *desc, rs_tensor **out) {
   int64_t numel;
   void *block;
   const size_t item = rsi_dtype_size[desc->dtype];
-  RSI_TRY(rsi_numel(desc->ndim, desc->shape, item, &numel));
+  if (!small(desc, &numel)) RSI_TRY(rsi_numel(desc->ndim, desc->shape, item, &numel));
   const size_t bytes = (size_t)numel * item;
   RSI_TRY(rsi_alloc(heap, DATA_AT + bytes, &block));
   rs_tensor *const t = block;
