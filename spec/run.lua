@@ -54,7 +54,7 @@ local function specs(folder, title, options)
   local environment = "RESIN_LIB=" .. folder .. "/libresin.so RESIN_BUILD=" .. folder
   if preload then
     environment = environment .. " LD_PRELOAD=" .. preload ..
-      " ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=spec/support/leaks.supp:print_suppressions=0"
+      " ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=$PWD/spec/support/leaks.supp:print_suppressions=0"
   end
   run(title, string.format("env %s busted --lua=luajit %s spec", environment, options))
 end

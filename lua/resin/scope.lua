@@ -247,8 +247,9 @@ local function returned(depth, s, ok, ...)
     current = s            -- a user function that yielded may have changed it
     return leave(s, ...)
   end
+  local message = ...
   abandon(s, false, depth)
-  error((...), 0)
+  error(message, 0)
 end
 
 ---Runs fn(...) in a scope and returns its results. The outermost call is protected, so an error leaves no scope behind.
@@ -275,8 +276,22 @@ local function resumed_in(s, co, path, outer, ...)
   return ...
 end
 
+-- Gives what a scope holds so far to the collector.
+local function let_go(s)
+  for i = 1, s.n do
+    if s[i].s == s then promote(s[i]) end
+    s[i] = false
+  end
+  s.n = 0
+end
+
 -- scope.call in a coroutine.
 local function call_in(s, co, fn, ...)
+  local holder = s
+  while holder do       -- the coroutine may stop in fn and never be resumed
+    let_go(holder)
+    holder = holder.parent
+  end
   local path, outer = put_aside(), around[co]
   if path then around[co] = { path = path, outer = outer } end
   put_back(host)
@@ -319,11 +334,7 @@ local function step(co, s, outer, path, state, ok, ...)
     return done(leave(s, ...))
   end
   -- It may never be resumed, so what it made so far goes to the collector.
-  for i = 1, s.n do
-    if s[i].s == s then promote(s[i]) end
-    s[i] = false
-  end
-  s.n = 0
+  let_go(s)
   local inner = current
   current = outer
   local function continue(...)
