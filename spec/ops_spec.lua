@@ -208,6 +208,32 @@ describe("op table", function()
             end)
           end)
 
+          it("gives inputs that were computed together what it gives each alone", function()
+            each_sample(op, function(sample)
+              local dtype = dtype_for(op, sample, F64)
+              if sample.no_grad or not dtype then return end
+              local inputs, specs = samples.make(op, sample, dtype)
+              local list = {}
+              for i = 1, inputs.n do
+                if differentiable(op, specs, i) then list[#list + 1] = i end
+              end
+              if #list < 2 then return end
+              local copies, leaves = fresh(inputs), {}
+              for k, i in ipairs(list) do
+                leaves[k] = copies[i]:requires_grad_(true)
+                copies[i] = leaves[k] * 1          -- the rule gives to nodes, not to leaves
+              end
+              local total = loss_of(run(op, copies, sample.attrs))
+              if not total then return end
+              local together = grad.grad(total, leaves, { allow_unused = true })
+              for k, i in ipairs(list) do
+                local alone = analytic(op, inputs, sample.attrs, { i }, { allow_unused = true })
+                assert.equal(defined(alone[1]) ~= nil, defined(together[k]) ~= nil)
+                if defined(alone[1]) then agree(alone[1], together[k], 1e-12, "gradient", i) end
+              end
+            end)
+          end)
+
           it("has second derivatives, or says that it has none", function()
             each_sample(op, function(sample)
               local dtype = dtype_for(op, sample, F64)
