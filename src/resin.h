@@ -37,7 +37,8 @@ typedef enum rs_status {
   RS_ERR_IO,           /* a file could not be read or written */
   RS_ERR_FORMAT,       /* a file's content is not what it should be */
   RS_ERR_UNSUPPORTED,  /* not built in, or not supported in this combination */
-  RS_HOST              /* no failure: backward waits for gradients that the host computes, see rs_host */
+  RS_HOST,             /* no failure: backward waits for gradients that the host computes, see rs_host */
+  RS_MORE              /* no failure: a program's run has not come to its end yet, see rs_program_step */
 } rs_status;
 
 enum { RS_ABI_VERSION = 1, RS_MAX_DIMS = 8, RS_MAX_OUTPUTS = 4 };
@@ -156,7 +157,7 @@ RS_API rs_status rs_backward(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, int 
 /* Gradients of `root` with respect to `inputs`, returned instead of accumulated. */
 RS_API rs_status rs_grad(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, rs_tensor *const *inputs, int n, int flags,
                          rs_tensor **out);
-RS_API double    rs_zero_grads(rs_tensor *const *tensors, int n);                 /* drops the gradients; returns how many there were */
+RS_API double    rs_zero_grads(rs_ctx *ctx, rs_tensor *const *tensors, int n);    /* drops the gradients; returns how many there were */
 
 /*
 ** A node whose gradient the host computes (checkpoints, reversible layers). `value` was computed without gradients; rs_host makes
@@ -217,13 +218,61 @@ RS_API rs_status rs_trace_begin(rs_ctx *ctx, rs_tensor *const *inputs, int n);
 RS_API rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program **out);
 RS_API void      rs_trace_abort(rs_ctx *ctx);
 RS_API int       rs_is_tracing(const rs_ctx *ctx);
+/*
+** Rewrites a program so that it computes the same faster; before its first workspace. Bit i of `passes` stands for the pass
+** rs_pass_name(i); ~0u runs all.
+*/
+RS_API rs_status rs_program_optimize(rs_program *p, unsigned passes);
+RS_API int         rs_pass_count(void);
+RS_API const char *rs_pass_name(int index);
 RS_API void      rs_program_release(rs_program *p);
 RS_API int       rs_program_length(const rs_program *p);            /* instructions */
 RS_API rs_status rs_workspace_create(rs_ctx *ctx, const rs_program *p, rs_workspace **out);
+/* A workspace that shares its temporary memory with another one of the same context; they are used in turn. */
+RS_API rs_status rs_workspace_create_beside(rs_ctx *ctx, const rs_program *p, rs_workspace *beside, rs_workspace **out);
 RS_API void      rs_workspace_release(rs_workspace *w);
-/* Runs p. outputs[i] receives a tensor owned by the workspace, overwritten by its next run. */
+RS_API double    rs_workspace_bytes(const rs_workspace *w);
+/* What was computed from bindings alone is computed again by the next run. Needed only after writing through rs_tensor_data. */
+RS_API void      rs_workspace_refresh(rs_workspace *w);
+/* Would a run accept these inputs, and are gradients as they were when p was recorded? No message. */
+RS_API int       rs_program_fits(const rs_program *p, rs_tensor *const *inputs, int nin);
+/* Runs p: no allocation, no lock. outputs[i] receives a tensor owned by the workspace, overwritten by its next run. */
 RS_API rs_status rs_program_run(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin,
                                 rs_tensor **outputs, int nout);
+/* The same with outputs that are tensors of their own. */
+RS_API rs_status rs_program_call(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin,
+                                 rs_tensor **outputs, int nout);
+/*
+** A run in steps, for a frame's budget: begin, then step until it returns RS_OK instead of RS_MORE, then finish. A step ends after
+** the instruction in which the budget (microseconds; 0: none) was used up.
+*/
+RS_API rs_status rs_program_begin(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin);
+RS_API rs_status rs_program_step(const rs_program *p, rs_workspace *w, double budget_us);
+RS_API rs_status rs_program_finish(const rs_program *p, rs_workspace *w, rs_tensor **outputs, int nout);
+RS_API void      rs_program_cancel(const rs_program *p, rs_workspace *w);
+
+/* What a program consists of, for tools. */
+typedef struct rs_program_info {
+  int    instructions, prologue, values, inputs, outputs, bound;   /* prologue: instructions that run only when bindings changed */
+  double arena_bytes, prologue_bytes, bound_bytes;
+  double temporary_bytes;              /* what temporaries would need without a plan */
+} rs_program_info;
+typedef struct rs_instruction_info {
+  const char *op, *kernel;             /* kernel NULL: a view, which costs nothing */
+  int         number, nin, nout, inplace;
+  const int  *ids;                     /* values: nin inputs (-1: left out), then nout outputs */
+  const void *attrs;
+} rs_instruction_info;
+typedef struct rs_value_info {
+  int       kind, base, dtype, ndim, kept;   /* kind: 0 argument, 1 bound, 2 temporary, 3 view of `base` */
+  int       first, last;               /* instructions between which it lives */
+  double    place;                     /* offset in the arena; -1: none */
+  int64_t   shape[8];
+  rs_tensor *bound;
+} rs_value_info;
+RS_API void      rs_program_describe(const rs_program *p, rs_program_info *out);
+RS_API rs_status rs_program_instruction(const rs_program *p, int index, rs_instruction_info *out);
+RS_API rs_status rs_program_value(const rs_program *p, int id, rs_value_info *out);
 
 /* ---- files -------------------------------------------------------------------------------------------------------- */
 

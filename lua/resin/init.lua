@@ -115,7 +115,7 @@ end
 
 local parts = {
   nn = "resin.nn", optim = "resin.optim", data = "resin.data", doctor = "resin.doctor",
-  blocks = "resin.blocks", models = "resin.models",
+  blocks = "resin.blocks", models = "resin.models", compile = "resin.compile",
 }
 
 return setmetatable(resin, {

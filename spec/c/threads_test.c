@@ -90,7 +90,7 @@ static void *train(void *arg) {
     if (network(mine, own, &y) != RS_OK || rs_sum(mine, y, NULL, &loss) != RS_OK || rs_backward(mine, loss, NULL, 0) != RS_OK ||
         rs_tensor_grad(mine, own, &grad) != RS_OK || !grad) j->failed = 1;
     rs_tensor_release(y), rs_tensor_release(loss), rs_tensor_release(grad);
-    rs_zero_grads(&own, 1);
+    rs_zero_grads(mine, &own, 1);
   }
   j->made = own;
   rs_ctx_release(mine);

@@ -6,6 +6,7 @@
 ** While a rule runs, `rsi_grad` owns every tensor it makes; the first failure sticks and later helpers do nothing.
 */
 #include "autograd/autograd.h"
+#include "program/program.h"
 #include "ctx.h"
 #include <string.h>
 
@@ -60,6 +61,7 @@ static rs_status add_into(rs_ctx *ctx, rs_tensor **slot, rs_tensor *t, bool in_p
 /* Adds t to the gradient that a leaf shows. That tensor is the leaf's own, so later ones are added in place. */
 static rs_status accumulate_leaf(rsi_grad *g, rsi_node *leaf, rs_tensor *t) {
   rs_tensor **const slot = &leaf->kept[0];
+  if (rsi_unlikely(g->ctx->trace != NULL)) RSI_TRY(rsi_trace_leaf(g->ctx, leaf, false));
   if (*slot) return add_into(g->ctx, slot, t, !g->create_graph && !(*slot)->node);
   return rsi_run(g->ctx, RS_OP_copy, &t, 1, NULL, slot);
 }
@@ -198,6 +200,7 @@ static bool take_over(rsi_grad *g, rsi_node *n, int index, rs_tensor *t) {
   const bool leaf = (n->flags & RSI_N_LEAF) != 0;
   rs_tensor **const slot = leaf ? &n->kept[0] : &n->grad[index];
   if (*slot || g->create_graph || (leaf && g->targets) || !exclusive(t)) return false;
+  if (leaf && rsi_unlikely(g->ctx->trace != NULL) && rsi_trace_leaf(g->ctx, n, false) != RS_OK) return false;
   for (int i = g->ntemps - 1; i >= 0; i--) {
     if (g->temps[i] != t) continue;
     *slot = t;

@@ -1,5 +1,6 @@
 /* Nodes: making them from a finished call, and letting go of them without recursion however long the chain is. */
 #include "autograd/autograd.h"
+#include "program/program.h"
 #include "ctx.h"
 #include <string.h>
 
@@ -203,14 +204,14 @@ rs_status rs_tensor_retain_grad(rs_ctx *ctx, rs_tensor *t) {
 }
 
 rs_status rs_tensor_grad(rs_ctx *ctx, rs_tensor *t, rs_tensor **out) {
-  (void)ctx;
+  *out = NULL;
+  if (rsi_unlikely(ctx->trace != NULL) && t->node) RSI_TRY(rsi_trace_leaf(ctx, t->node, false));
   rs_tensor *const g = t->node ? t->node->kept[t->out_index] : NULL;
   *out = g ? rs_tensor_retain(g) : NULL;
   return RS_OK;
 }
 
 rs_status rs_tensor_set_grad(rs_ctx *ctx, rs_tensor *t, rs_tensor *grad) {
-  (void)ctx;
   if (!grad && !t->node) return RS_OK;
   RSI_CHECK(t->node, RS_ERR_GRAD, "grad: this tensor needs no gradient (set requires_grad first)");
   if (grad) {
@@ -218,17 +219,19 @@ rs_status rs_tensor_set_grad(rs_ctx *ctx, rs_tensor *t, rs_tensor *grad) {
               rsi_text(t));
     RSI_CHECK(grad->dtype == t->dtype, RS_ERR_DTYPE, "grad: a gradient of dtype %s for a tensor of dtype %s",
               rs_dtype_name(grad->dtype), rs_dtype_name(t->dtype));
-    rs_tensor_retain(grad);
   }
+  if (rsi_unlikely(ctx->trace != NULL)) RSI_TRY(rsi_trace_leaf(ctx, t->node, true));
+  if (grad) rs_tensor_retain(grad);
   rs_tensor_release(t->node->kept[t->out_index]);
   t->node->kept[t->out_index] = grad;
   return RS_OK;
 }
 
-double rs_zero_grads(rs_tensor *const *tensors, int n) {
+double rs_zero_grads(rs_ctx *ctx, rs_tensor *const *tensors, int n) {
   int dropped = 0;
   for (int i = 0; i < n; i++) {
     const rs_tensor *const t = tensors[i];
+    if (t && t->node && rsi_unlikely(ctx->trace != NULL)) (void)rsi_trace_leaf(ctx, t->node, true);   /* a failure spoils the recording */
     if (!t || !t->node || !t->node->kept[t->out_index]) continue;
     rs_tensor_release(t->node->kept[t->out_index]);
     t->node->kept[t->out_index] = NULL;

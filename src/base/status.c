@@ -62,6 +62,7 @@ const char *rs_status_name(rs_status status) {
     case RS_ERR_FORMAT:      return "format";
     case RS_ERR_UNSUPPORTED: return "unsupported";
     case RS_HOST:            return "host";
+    case RS_MORE:            return "more";
   }
   return "unknown";
 }

@@ -345,6 +345,11 @@ static rs_status execute(rs_ctx *ctx, rsi_call *c, inputs *a, const rs_tensor *l
   return recorded ? rsi_record(c, inplace) : RS_OK;
 }
 
+void rsi_op_attrs(const rs_op *op, const void *attrs, void *copy) {
+  if (attrs) memcpy(copy, attrs, (size_t)op->attrs_size);
+  else default_attrs(op, copy);
+}
+
 /* A private copy of the attributes, or the defaults. */
 static rs_status take_attrs(const rs_op *op, const void *attrs, void *copy) {
   if (!attrs) {

@@ -165,6 +165,9 @@ enum {
 #undef RS_OP
 extern const rs_op *const rsi_ops[RSI_OPS];
 
+/* Attributes for a call: a copy of `attrs`, or the defaults when it is NULL. */
+void rsi_op_attrs(const rs_op *op, const void *attrs, void *copy);
+
 /* What messages of this call count dimensions from: 0 or 1. */
 int rsi_base(const rsi_call *c);
 

@@ -1,22 +1,42 @@
 /*
-** Replay. A workspace holds a tensor for every value (bindings: the bound tensor itself) and a prepared call for every
+** Running. A workspace holds a tensor for every value (bindings: the bound tensor itself) and a prepared call for every
 ** instruction, so a run is one indirect call per instruction and allocates nothing.
-** Invariant: tensors[id] of an argument, or of a view of one, borrows the storage of the caller's tensor during a run only.
+** Temporaries are headers over the arena, which several workspaces of one thread may share (it is as large as the largest needs);
+** a workspace that finds the arena moved points its headers anew.
+** Invariant: tensors[id] of an argument, or of a view of one, borrows the storage of the caller's tensor while a run lasts.
 */
 #include "program/internal.h"
 #include <string.h>
+
+typedef struct arena {
+  int32_t     refs;
+  rsi_heap   *heap;
+  rsi_storage storage;          /* what the headers of temporaries point at; never freed through it */
+  char       *base;
+  size_t      bytes;
+} arena;
 
 struct rs_workspace {
   const rs_program *program;
   rs_ctx           *ctx;
   size_t            bytes;        /* of this block */
-  void             *scratch;      /* the most that a kernel needs with these loops and this many threads */
-  size_t            scratch_bytes;
+  arena            *arena;
+  char             *arena_base;   /* where the headers point */
+  char             *fixed;        /* what the prologue made */
+  size_t            fixed_bytes;
+  bool              ready;        /* the prologue has run, for the versions in `seen` */
   const rsi_kernels *k;
   int               threads;
+  int               at;           /* the next instruction of a run under way; -1: none */
+  int               nlent, nbound, nwatched;
+  size_t            scratch_at;   /* offset in the arena */
   rs_tensor       **tensors;      /* [nvalues] */
+  rs_tensor        *headers;      /* [nvalues] of temporaries and views */
   rsi_call         *calls;        /* [ninstrs] */
   rs_tensor       **operands;     /* inputs and outputs of all calls */
+  rs_tensor       **held;         /* [ninputs] of a run in steps, one reference each */
+  int              *lent, *bound, *watched;   /* values that lie in arguments; bindings; bindings that the prologue reads */
+  uint32_t         *seen;         /* [nwatched] versions */
 };
 
 void rs_program_release(rs_program *p) {
@@ -24,53 +44,40 @@ void rs_program_release(rs_program *p) {
   rsi_heap *const heap = p->heap;
   rs_ctx *const ctx = p->ctx;
   for (int i = 0; i < p->nvalues; i++) rs_tensor_release(p->values[i].bound);
-  for (int i = 0; i < p->ninstrs; i++) {
-    rsi_instr *const instr = &p->instrs[i];
-    if (instr->ids) rsi_free(heap, instr->ids, instr->ids_bytes + (instr->ids_bytes == 0));
-    if (instr->attrs) rsi_free(heap, instr->attrs, (size_t)instr->op->attrs_size);
+  for (int i = 0; i < p->ninstrs; i++) rsi_instr_free(p, &p->instrs[i]);
+  for (int i = 0; i < p->nleaves; i++) {
+    rs_tensor_release(p->leaves[i].expected);
+    rs_tensor_release(p->leaves[i].after);
+    rsi_node_release(p->leaves[i].node);
   }
   if (p->outputs) rsi_free(heap, p->outputs, sizeof(int) * (size_t)(p->noutputs ? p->noutputs : 1));
   rsi_free(heap, p->values, sizeof(rsi_value) * (size_t)p->values_capacity);
   rsi_free(heap, p->instrs, sizeof(rsi_instr) * (size_t)p->instrs_capacity);
+  rsi_free(heap, p->leaves, sizeof(rsi_leaf) * (size_t)p->leaves_capacity);
   rsi_free(heap, p, sizeof *p);
   rs_ctx_release(ctx);
 }
 
-int rs_program_length(const rs_program *p) { return p->ninstrs; }
-
 /* ---- workspace ------------------------------------------------------------------------------------------------------- */
 
-static bool borrows(const rs_program *p, int id) { return p->values[p->values[id].base].kind == RSI_V_ARG; }
+static bool borrows(const rs_program *p, int id) { return p->values[rsi_base_of(p, id)].kind == RSI_V_ARG; }
 
-/* A header without a storage of its own; a run lends it one. */
-static rs_status lent_tensor(rsi_heap *heap, const rsi_value *v, rs_tensor **out) {
-  void *block;
-  RSI_TRY(rsi_alloc(heap, sizeof(rs_tensor), &block));
-  rs_tensor *const t = block;
-  memset(t, 0, sizeof *t);
-  atomic_init(&t->refs, 1);
-  t->dtype = (uint8_t)v->desc.dtype;
-  t->ndim = (uint8_t)v->desc.ndim;
-  t->numel = 1;
-  for (int i = 0; i < t->ndim; i++) t->numel *= t->shape[i] = v->desc.shape[i];
-  memcpy(t->strides, v->strides, sizeof t->strides);
-  rsi_tensor_update_flags(t);
-  *out = t;
-  return RS_OK;
+/* A header in the workspace's block, without data yet. */
+static rs_tensor *header(rs_workspace *w, int id) {
+  rs_tensor *const t = &w->headers[id];
+  rsi_phantom(w->program, id, t);
+  return t;
 }
 
 static rs_status make_tensor(rs_workspace *w, int id) {
   const rs_program *const p = w->program;
   const rsi_value *const v = &p->values[id];
-  rsi_heap *const heap = w->ctx->x.heap;
-  if (borrows(p, id)) return lent_tensor(heap, v, &w->tensors[id]);
-  if (v->kind == RSI_V_BOUND) w->tensors[id] = rs_tensor_retain(v->bound);
-  else if (v->kind == RSI_V_TEMP) return rsi_tensor_new(heap, &v->desc, &w->tensors[id]);
-  else {
-    const rs_tensor *const base = w->tensors[v->base];
-    RSI_TRY(rsi_tensor_view(base, 0, v->desc.ndim, v->desc.shape, v->strides, &w->tensors[id]));
-    w->tensors[id]->data = (char *)base->data + v->offset;
+  if (v->kind == RSI_V_BOUND) {
+    w->tensors[id] = rs_tensor_retain(v->bound);
+    return RS_OK;
   }
+  if (v->kind == RSI_V_TEMP && v->kept) return rsi_tensor_new(w->ctx->x.heap, &v->desc, &w->tensors[id]);
+  w->tensors[id] = header(w, id);
   return RS_OK;
 }
 
@@ -96,50 +103,151 @@ static void prepare_calls(rs_workspace *w) {
   }
 }
 
-/* Kernels may need other scratch memory when the context's threads or instruction set were changed. */
-static rs_status fit_scratch(rs_workspace *w) {
+static void list_values(rs_workspace *w) {
   const rs_program *const p = w->program;
-  rsi_heap *const heap = w->ctx->x.heap;
+  for (int id = 0; id < p->nvalues; id++) {
+    if (borrows(p, id)) w->lent[w->nlent++] = id;
+    if (p->values[id].kind == RSI_V_BOUND) w->bound[w->nbound++] = id;
+  }
+  for (int b = 0; b < w->nbound; b++) {
+    const int id = w->bound[b];
+    bool read = false;
+    for (int k = 0; k < p->nprologue && !read; k++)
+      for (int a = 0; a < p->instrs[k].nin; a++) read |= p->instrs[k].ids[a] >= 0 && rsi_base_of(p, p->instrs[k].ids[a]) == id;
+    if (read) w->watched[w->nwatched++] = id;
+  }
+}
+
+/* Headers whose data lies in the arena, in the prologue's block, or in another value's tensor. */
+static void point(rs_workspace *w) {
+  const rs_program *const p = w->program;
+  for (int id = 0; id < p->nvalues; id++) {
+    const rsi_value *const v = &p->values[id], *const b = &p->values[v->base];
+    rs_tensor *const t = w->tensors[id];
+    if (t != &w->headers[id] || b->kind == RSI_V_ARG) continue;
+    if (b->kind == RSI_V_TEMP && !b->kept) {
+      t->storage = &w->arena->storage;
+      t->data = b->place < 0 ? NULL : (b->first < p->nprologue ? w->fixed : w->arena->base) + b->place + v->offset;
+    } else {
+      t->storage = w->tensors[v->base]->storage;
+      t->data = (char *)w->tensors[v->base]->data + v->offset;
+    }
+  }
+  w->arena_base = w->arena->base;
+  for (int k = 0; k < p->ninstrs; k++) w->calls[k].scratch = w->arena->base + w->scratch_at;
+}
+
+/* The arena must hold the plan and the most scratch memory that a kernel needs with these loops and this many threads. */
+static rs_status fit(rs_workspace *w) {
+  const rs_program *const p = w->program;
+  arena *const a = w->arena;
   size_t most = 0;
-  void *block = NULL;
   for (int k = 0; k < p->ninstrs; k++) {
     const rsi_kernel *const kernel = p->instrs[k].kernel;
     const size_t bytes = kernel && kernel->scratch ? kernel->scratch(&w->calls[k]) : 0;
     if (bytes > most) most = bytes;
   }
-  if (most) RSI_TRY(rsi_alloc(heap, most, &block));
-  if (w->scratch) rsi_free(heap, w->scratch, w->scratch_bytes);
-  w->scratch = block;
-  w->scratch_bytes = most;
+  w->scratch_at = ((size_t)p->arena_bytes + RSI_ALIGN - 1) / RSI_ALIGN * RSI_ALIGN;
+  const size_t wanted = w->scratch_at + most + RSI_ALIGN;
+  if (wanted > a->bytes) {
+    void *block;
+    RSI_TRY(rsi_alloc(a->heap, wanted, &block));
+    rsi_free(a->heap, a->base, a->bytes);
+    a->base = block;
+    a->bytes = wanted;
+    a->storage.data = block;
+    a->storage.bytes = wanted;
+  }
   w->k = w->ctx->x.k;
   w->threads = w->ctx->threads;
-  for (int k = 0; k < p->ninstrs; k++) w->calls[k].scratch = block;
+  point(w);
   return RS_OK;
 }
 
-rs_status rs_workspace_create(rs_ctx *ctx, const rs_program *p, rs_workspace **out) {
-  size_t operands = 0;
+static rs_status arena_new(rsi_heap *heap, arena **out) {
   void *block;
+  RSI_TRY(rsi_alloc(heap, sizeof(arena), &block));
+  arena *const a = block;
+  memset(a, 0, sizeof *a);
+  a->refs = 1;
+  a->heap = heap;
+  atomic_init(&a->storage.refs, 1 << 30);
+  a->storage.heap = heap;
+  *out = a;
+  return RS_OK;
+}
+
+static void arena_release(arena *a) {
+  if (!a || --a->refs > 0) return;
+  rsi_heap *const heap = a->heap;
+  rsi_free(heap, a->base, a->bytes);
+  rsi_free(heap, a, sizeof *a);
+}
+
+static void drop_held(rs_workspace *w) {
+  for (int i = 0; i < w->program->ninputs; i++) {
+    rs_tensor_release(w->held[i]);
+    w->held[i] = NULL;
+  }
+  w->at = -1;
+}
+
+static size_t take(size_t *at, size_t bytes) {
+  const size_t here = *at;
+  *at += (bytes + 15) / 16 * 16;
+  return here;
+}
+
+static rs_status fill(rs_workspace *w, rs_workspace *beside) {
+  const rs_program *const p = w->program;
+  void *block;
+  if (beside) w->arena = beside->arena, w->arena->refs++;
+  else RSI_TRY(arena_new(w->ctx->x.heap, &w->arena));
+  for (int id = 0; id < p->nvalues; id++) RSI_TRY(make_tensor(w, id));
+  if (p->prologue_bytes) {
+    RSI_TRY(rsi_alloc(w->ctx->x.heap, (size_t)p->prologue_bytes, &block));
+    w->fixed = block;
+    w->fixed_bytes = (size_t)p->prologue_bytes;
+  }
+  list_values(w);
+  prepare_calls(w);
+  return fit(w);
+}
+
+rs_status rs_workspace_create_beside(rs_ctx *ctx, const rs_program *program, rs_workspace *beside, rs_workspace **out) {
+  rs_program *const p = (rs_program *)(uintptr_t)program;
+  size_t operands = 0, at = 0;
+  void *block;
+  *out = NULL;
+  RSI_CHECK(!beside || beside->ctx == ctx, RS_ERR_ARG, "workspace: one context's workspaces share memory; the other belongs to another");
+  if (!p->planned) RSI_TRY(rsi_plan(p));
   for (int k = 0; k < p->ninstrs; k++) operands += (size_t)(p->instrs[k].nin + p->instrs[k].nout);
-  const size_t calls = sizeof(rs_workspace), tensors = calls + sizeof(rsi_call) * (size_t)p->ninstrs;
-  const size_t ops = tensors + sizeof(rs_tensor *) * (size_t)p->nvalues, bytes = ops + sizeof(rs_tensor *) * operands;
-  RSI_TRY(rsi_alloc(ctx->x.heap, bytes, &block));
-  memset(block, 0, bytes);
+  const size_t n = (size_t)p->nvalues;
+  take(&at, sizeof(rs_workspace));
+  const size_t calls = take(&at, sizeof(rsi_call) * (size_t)p->ninstrs), tensors = take(&at, sizeof(rs_tensor *) * n);
+  const size_t headers = take(&at, sizeof(rs_tensor) * n), ops = take(&at, sizeof(rs_tensor *) * operands);
+  const size_t held = take(&at, sizeof(rs_tensor *) * (size_t)p->ninputs), lists = take(&at, 3 * sizeof(int) * n);
+  const size_t seen = take(&at, sizeof(uint32_t) * n);
+  RSI_TRY(rsi_alloc(ctx->x.heap, at, &block));
+  memset(block, 0, at);
+  char *const start = block;
   rs_workspace *const w = block;
   w->program = p;
   w->ctx = ctx;
-  w->bytes = bytes;
-  w->calls = (void *)((char *)block + calls);
-  w->tensors = (void *)((char *)block + tensors);
-  w->operands = (void *)((char *)block + ops);
+  w->bytes = at;
+  w->at = -1;
+  w->calls = (void *)(start + calls);
+  w->tensors = (void *)(start + tensors);
+  w->headers = (void *)(start + headers);
+  w->operands = (void *)(start + ops);
+  w->held = (void *)(start + held);
+  w->lent = (void *)(start + lists);
+  w->bound = w->lent + n;
+  w->watched = w->bound + n;
+  w->seen = (void *)(start + seen);
   rsi_ctx_retain(ctx);
-  atomic_fetch_add_explicit(&((rs_program *)(uintptr_t)p)->refs, 1, memory_order_relaxed);
-  rs_status status = RS_OK;
-  for (int id = 0; id < p->nvalues && status == RS_OK; id++) status = make_tensor(w, id);
-  if (status == RS_OK) {
-    prepare_calls(w);
-    status = fit_scratch(w);
-  }
+  atomic_fetch_add_explicit(&p->refs, 1, memory_order_relaxed);
+  const rs_status status = fill(w, beside);
   if (status != RS_OK) {
     rs_workspace_release(w);
     return status;
@@ -148,33 +256,42 @@ rs_status rs_workspace_create(rs_ctx *ctx, const rs_program *p, rs_workspace **o
   return RS_OK;
 }
 
+rs_status rs_workspace_create(rs_ctx *ctx, const rs_program *p, rs_workspace **out) {
+  return rs_workspace_create_beside(ctx, p, NULL, out);
+}
+
 void rs_workspace_release(rs_workspace *w) {
   if (!w) return;
   rs_ctx *const ctx = w->ctx;
   rs_program *const p = (rs_program *)(uintptr_t)w->program;
-  for (int id = 0; id < p->nvalues; id++) {
-    if (!w->tensors[id]) continue;
-    if (borrows(p, id)) rsi_free(ctx->x.heap, w->tensors[id], sizeof(rs_tensor));
-    else rs_tensor_release(w->tensors[id]);
-  }
-  if (w->scratch) rsi_free(ctx->x.heap, w->scratch, w->scratch_bytes);
+  drop_held(w);
+  for (int id = 0; id < p->nvalues; id++)
+    if (w->tensors[id] != &w->headers[id]) rs_tensor_release(w->tensors[id]);
+  arena_release(w->arena);
+  rsi_free(ctx->x.heap, w->fixed, w->fixed_bytes);
   rsi_free(ctx->x.heap, w, w->bytes);
   rs_program_release(p);
   rs_ctx_release(ctx);
 }
 
-/* ---- run ------------------------------------------------------------------------------------------------------------- */
+double rs_workspace_bytes(const rs_workspace *w) {
+  return (double)(w->bytes + w->fixed_bytes + w->arena->bytes);
+}
 
-static rs_status check_form(const rs_program *p, int id, const rs_tensor *t, const char *what, int number) {
-  const rsi_value *const v = &p->values[id];
-  bool same = t->dtype == v->desc.dtype && t->ndim == v->desc.ndim;
-  for (int i = 0; same && i < t->ndim; i++)
-    same = t->shape[i] == v->desc.shape[i] && (t->numel == 0 || t->shape[i] == 1 || t->strides[i] == v->strides[i]);
-  RSI_CHECK(same, RS_ERR_SHAPE,
-            "program: %s %d is %s %s, but was recorded as %s %s%s; record again", what, number, rs_dtype_name(t->dtype), rsi_text(t),
-            rs_dtype_name(v->desc.dtype), rsi_shape_text(v->desc.ndim, v->desc.shape),
-            t->dtype == v->desc.dtype && t->ndim == v->desc.ndim ? " (or has other strides)" : "");
-  return RS_OK;
+/* ---- before a run ---------------------------------------------------------------------------------------------------- */
+
+static bool has_form(const rsi_value *v, const rs_tensor *t) {
+  if (t->dtype != v->desc.dtype || t->ndim != v->desc.ndim) return false;
+  for (int i = 0; i < t->ndim; i++)
+    if (t->shape[i] != v->desc.shape[i] || (t->numel != 0 && t->shape[i] != 1 && t->strides[i] != v->strides[i])) return false;
+  return true;
+}
+
+static rs_status wrong_form(const rsi_value *v, const rs_tensor *t, const char *what, int number) {
+  return rsi_fail(RS_ERR_SHAPE,
+                  "program: %s %d is %s %s, but was recorded as %s %s%s; record again", what, number, rs_dtype_name(t->dtype), rsi_text(t),
+                  rs_dtype_name(v->desc.dtype), rsi_shape_text(v->desc.ndim, v->desc.shape),
+                  t->dtype == v->desc.dtype && t->ndim == v->desc.ndim ? " (or has other strides)" : "");
 }
 
 /* Arguments were apart when they were recorded; a program that writes one must not meet it as another. */
@@ -186,63 +303,198 @@ static rs_status check_apart(const rs_program *p, rs_tensor *const *inputs, int 
   return RS_OK;
 }
 
-/* Lends the arguments' storages to their values and to the views of them; follows bindings whose data was moved. */
-static rs_status bind(rs_workspace *w, rs_tensor *const *inputs) {
-  const rs_program *const p = w->program;
-  const int base = w->ctx->x.base;
-  for (int i = 0; i < p->ninputs; i++) RSI_TRY(check_form(p, i, inputs[i], "input", i + base));
-  if (p->writes_inputs) RSI_TRY(check_apart(p, inputs, base));
-  for (int id = 0; id < p->nvalues; id++) {
-    const rsi_value *const v = &p->values[id];
-    rs_tensor *const t = w->tensors[id];
-    if (v->kind == RSI_V_BOUND) RSI_TRY(check_form(p, id, t, "bound tensor", id));
-    if (borrows(p, id)) {
-      t->storage = inputs[v->base]->storage;
-      t->data = (char *)inputs[v->base]->data + v->offset;
-    } else if (v->kind == RSI_V_VIEW && p->values[v->base].kind == RSI_V_BOUND) {
-      rs_tensor *const of = w->tensors[v->base];
-      if (t->storage != of->storage) rsi_tensor_move(t, of->storage);
-      t->data = (char *)of->data + v->offset;
-    }
+static rs_status check_bound(const rs_workspace *w) {
+  for (int b = 0; b < w->nbound; b++) {
+    const rsi_value *const v = &w->program->values[w->bound[b]];
+    const rs_tensor *const t = v->bound;
+    if (rsi_likely(t->data == v->data && t->dtype == v->desc.dtype && t->ndim == v->desc.ndim)) continue;
+    if (!has_form(v, t)) return wrong_form(v, t, "bound tensor", b + w->ctx->x.base);
+    return rsi_fail(RS_ERR_STATE, "program: bound tensor %d, %s %s, was given other memory since it was recorded; record again",
+                    b + w->ctx->x.base, rs_dtype_name(t->dtype), rsi_text(t));
   }
   return RS_OK;
+}
+
+static bool leaf_fits(const rsi_leaf *leaf) {
+  const rs_tensor *const now = leaf->node->kept[0];
+  return leaf->before == RSI_GRAD_ANY || now == (leaf->before == RSI_GRAD_THIS ? leaf->expected : NULL);
+}
+
+static bool leaves_fit(const rs_program *p) {
+  for (int i = 0; i < p->nleaves; i++)
+    if (rsi_unlikely(!leaf_fits(&p->leaves[i]))) return false;
+  return true;
+}
+
+int rs_program_fits(const rs_program *p, rs_tensor *const *inputs, int nin) {
+  if (nin != p->ninputs || !leaves_fit(p)) return 0;
+  for (int i = 0; i < nin; i++)
+    if (!has_form(&p->values[i], inputs[i])) return 0;
+  return 1;
+}
+
+/* Runs the instructions first..last-1 until `end` (seconds; 0: no limit). Returns where it stopped through `at`. */
+static rs_status run_range(rs_workspace *w, int *at, int last, double end) {
+  const rs_program *const p = w->program;
+  for (int k = *at; k < last; k++) {
+    const rsi_instr *const instr = &p->instrs[k];
+    if (!instr->kernel) continue;
+    if (rsi_unlikely(end > 0 && k > *at && rs_time() >= end)) {
+      *at = k;
+      return RS_OK;
+    }
+    const rsi_call *const c = &w->calls[k];
+    const rs_status status = instr->kernel->run(c);
+    if (rsi_unlikely(status != RS_OK)) return rsi_fail_prefix(status, instr->op->name);
+    if (rsi_unlikely(instr->marks))
+      for (int a = 0; a < c->nin; a++)
+        if (instr->writes[a]) rsi_wrote(c->in[a], instr->op->name);
+  }
+  *at = last;
+  return RS_OK;
+}
+
+/* What the prologue read is as it was when it ran; or it runs again. */
+static rs_status refresh(rs_workspace *w) {
+  bool same = w->ready;
+  for (int i = 0; i < w->nwatched; i++) {
+    const uint32_t version = w->tensors[w->watched[i]]->storage->version;
+    same &= w->seen[i] == version;
+    w->seen[i] = version;
+  }
+  if (rsi_likely(same)) return RS_OK;
+  int at = 0;
+  w->ready = false;
+  RSI_TRY(run_range(w, &at, w->program->nprologue, 0));
+  w->ready = true;
+  return RS_OK;
+}
+
+void rs_workspace_refresh(rs_workspace *w) { w->ready = false; }
+
+static rs_status begin(rs_workspace *w, rs_tensor *const *inputs) {
+  const rs_program *const p = w->program;
+  const int base = w->ctx->x.base;
+  RSI_CHECK(w->at < 0, RS_ERR_STATE, "program: a run in steps is under way in this workspace; finish it first");
+  for (int i = 0; i < p->ninputs; i++)
+    if (rsi_unlikely(!has_form(&p->values[i], inputs[i]))) return wrong_form(&p->values[i], inputs[i], "input", i + base);
+  if (p->writes_inputs) RSI_TRY(check_apart(p, inputs, base));
+  RSI_TRY(check_bound(w));
+  RSI_CHECK(leaves_fit(p), RS_ERR_STATE,
+            "program: gradients are not as they were when it was recorded (set, dropped or replaced since); record again");
+  if (rsi_unlikely(w->k != w->ctx->x.k || w->threads != w->ctx->threads)) RSI_TRY(fit(w));
+  if (rsi_unlikely(w->arena_base != w->arena->base)) point(w);
+  for (int i = 0; i < w->nlent; i++) {
+    const int id = w->lent[i];
+    const rsi_value *const v = &p->values[id];
+    w->tensors[id]->storage = inputs[v->base]->storage;
+    w->tensors[id]->data = (char *)inputs[v->base]->data + v->offset;
+  }
+  return p->nprologue ? refresh(w) : RS_OK;
+}
+
+/* ---- after a run ----------------------------------------------------------------------------------------------------- */
+
+static void settle_leaves(const rs_program *p) {
+  for (int i = 0; i < p->nleaves; i++) {
+    rs_tensor **const slot = &p->leaves[i].node->kept[0];
+    if (rsi_likely(*slot == p->leaves[i].after)) continue;
+    rs_tensor *const former = *slot;
+    *slot = p->leaves[i].after ? rs_tensor_retain(p->leaves[i].after) : NULL;
+    rs_tensor_release(former);
+  }
 }
 
 static rs_status give_output(rs_workspace *w, int id, rs_tensor *const *inputs, rs_tensor **out) {
   const rsi_value *const v = &w->program->values[id];
   if (v->kind == RSI_V_ARG) *out = rs_tensor_retain(inputs[id]);
-  else if (!borrows(w->program, id)) *out = rs_tensor_retain(w->tensors[id]);
+  else if (w->tensors[id] != &w->headers[id]) *out = rs_tensor_retain(w->tensors[id]);
   else {
-    const rs_tensor *const of = inputs[v->base];
+    const rs_tensor *const of = borrows(w->program, id) ? inputs[v->base] : w->tensors[v->base];
     RSI_TRY(rsi_tensor_view(of, 0, v->desc.ndim, v->desc.shape, v->strides, out));
     (*out)->data = (char *)of->data + v->offset;
   }
   return RS_OK;
 }
 
-rs_status rs_program_run(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin, rs_tensor **outputs, int nout) {
-  RSI_CHECK(w->program == p, RS_ERR_ARG, "program: the workspace belongs to another program");
-  RSI_CHECK(nin == p->ninputs && nout == p->noutputs, RS_ERR_ARG, "program: %d inputs and %d outputs were given, it has %d and %d",
-            nin, nout, p->ninputs, p->noutputs);
-  RSI_TRY(bind(w, inputs));
-  if (rsi_unlikely(w->k != w->ctx->x.k || w->threads != w->ctx->threads)) RSI_TRY(fit_scratch(w));
-  for (int k = 0; k < p->ninstrs; k++) {
-    const rsi_instr *const instr = &p->instrs[k];
-    const rsi_call *const c = &w->calls[k];
-    if (!instr->kernel) continue;
-    const rs_status status = instr->kernel->run(c);
-    if (rsi_unlikely(status != RS_OK)) return rsi_fail_prefix(status, instr->op->name);
-    if (instr->inplace) rsi_wrote(c->out[0], instr->op->name);
-    if (instr->op->writes)
-      for (int i = 0; i < c->nin; i++)
-        if (c->in[i] && instr->op->writes(c, i)) rsi_wrote(c->in[i], instr->op->name);
-  }
-  for (int i = 0; i < nout; i++) outputs[i] = NULL;
+static rs_status finish(rs_workspace *w, rs_tensor *const *inputs, rs_tensor **outputs, int nout) {
+  const rs_program *const p = w->program;
+  settle_leaves(p);
   rs_status status = RS_OK;
+  for (int i = 0; i < nout; i++) outputs[i] = NULL;
   for (int i = 0; i < nout && status == RS_OK; i++) status = give_output(w, p->outputs[i], inputs, &outputs[i]);
   for (int i = 0; i < nout && status != RS_OK; i++) {
     rs_tensor_release(outputs[i]);
     outputs[i] = NULL;
   }
   return status;
+}
+
+/* ---- public ---------------------------------------------------------------------------------------------------------- */
+
+static rs_status check_call(const rs_program *p, const rs_workspace *w, int nin, int nout) {
+  RSI_CHECK(w->program == p, RS_ERR_ARG, "program: the workspace belongs to another program");
+  RSI_CHECK(nin == p->ninputs && nout == p->noutputs, RS_ERR_ARG, "program: %d inputs and %d outputs were given, it has %d and %d",
+            nin, nout, p->ninputs, p->noutputs);
+  return RS_OK;
+}
+
+rs_status rs_program_run(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin, rs_tensor **outputs, int nout) {
+  RSI_TRY(check_call(p, w, nin, nout));
+  RSI_TRY(begin(w, inputs));
+  int at = p->nprologue;
+  RSI_TRY(run_range(w, &at, p->ninstrs, 0));
+  return finish(w, inputs, outputs, nout);
+}
+
+rs_status rs_program_call(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin, rs_tensor **outputs, int nout) {
+  RSI_TRY(rs_program_run(p, w, inputs, nin, outputs, nout));
+  rs_status status = RS_OK;
+  for (int i = 0; i < nout; i++) {
+    const rsi_value *const v = &p->values[p->outputs[i]];
+    if (p->values[v->base].kind != RSI_V_TEMP) continue;       /* an argument or a binding itself, as when it runs eagerly */
+    rs_tensor *const mine = outputs[i];
+    if (status == RS_OK) {
+      rs_tensor *const in[1] = {mine};
+      status = rsi_run(w->ctx, RS_OP_copy, in, 1, NULL, &outputs[i]);
+    }
+    if (status == RS_OK || outputs[i] == mine) rs_tensor_release(mine);
+    if (status != RS_OK) outputs[i] = NULL;
+  }
+  return status;
+}
+
+rs_status rs_program_begin(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin) {
+  RSI_TRY(check_call(p, w, nin, p->noutputs));
+  RSI_TRY(begin(w, inputs));
+  for (int i = 0; i < nin; i++) w->held[i] = rs_tensor_retain(inputs[i]);
+  w->at = p->nprologue;
+  return RS_OK;
+}
+
+rs_status rs_program_step(const rs_program *p, rs_workspace *w, double budget_us) {
+  RSI_TRY(check_call(p, w, p->ninputs, p->noutputs));
+  RSI_CHECK(w->at >= 0, RS_ERR_STATE, "program: no run in steps is under way; begin one first");
+  if (rsi_unlikely(w->k != w->ctx->x.k || w->threads != w->ctx->threads)) {
+    drop_held(w);
+    return rsi_fail(RS_ERR_STATE, "program: threads or instruction set were changed during a run in steps; begin again");
+  }
+  const rs_status status = run_range(w, &w->at, p->ninstrs, budget_us > 0 ? rs_time() + budget_us * 1e-6 : 0);
+  if (status != RS_OK) {
+    drop_held(w);
+    return status;
+  }
+  return w->at < p->ninstrs ? RS_MORE : RS_OK;
+}
+
+rs_status rs_program_finish(const rs_program *p, rs_workspace *w, rs_tensor **outputs, int nout) {
+  RSI_TRY(check_call(p, w, p->ninputs, nout));
+  RSI_CHECK(w->at == p->ninstrs, RS_ERR_STATE, "program: %s", w->at < 0 ? "no run in steps is under way" : "the run is not at its end yet");
+  const rs_status status = finish(w, w->held, outputs, nout);
+  drop_held(w);
+  return status;
+}
+
+void rs_program_cancel(const rs_program *p, rs_workspace *w) {
+  if (w->program == p) drop_held(w);
 }

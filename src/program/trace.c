@@ -7,8 +7,7 @@
 
 enum { FIRST_CAPACITY = 64 };
 
-/* Grows an array of the heap to hold one more element. */
-static rs_status grow(rsi_heap *heap, void **array, int count, int *capacity, size_t item) {
+rs_status rsi_grow(rsi_heap *heap, void **array, int count, int *capacity, size_t item) {
   void *bigger;
   if (count < *capacity) return RS_OK;
   const int wanted = *capacity ? 2 * *capacity : FIRST_CAPACITY;
@@ -24,11 +23,12 @@ static rs_status grow(rsi_heap *heap, void **array, int count, int *capacity, si
 
 static rs_status new_value(rsi_trace *t, rs_tensor *tensor, int kind, int *id) {
   rs_program *const p = t->program;
-  RSI_TRY(grow(p->heap, (void **)&p->values, p->nvalues, &p->values_capacity, sizeof(rsi_value)));
+  RSI_TRY(rsi_grow(p->heap, (void **)&p->values, p->nvalues, &p->values_capacity, sizeof(rsi_value)));
   rsi_value *const v = &p->values[p->nvalues];
   memset(v, 0, sizeof *v);
   v->kind = (uint8_t)kind;
   v->base = p->nvalues;
+  v->place = v->first = v->last = -1;
   rsi_desc_of(tensor, &v->desc);
   memcpy(v->strides, tensor->strides, sizeof v->strides);
   tensor->trace_id = (uint32_t)p->nvalues;
@@ -48,25 +48,28 @@ static rs_status value_of(rsi_trace *t, rs_tensor *tensor, int *id) {
     return RS_OK;
   }
   RSI_TRY(new_value(t, tensor, RSI_V_BOUND, id));
+  t->program->values[*id].data = tensor->data;
   return rsi_tensor_share(tensor, &t->program->values[*id].bound);
 }
 
-static rs_status add_ids(rsi_trace *t, const rsi_call *c, rsi_instr *instr, const rsi_kernel *kernel, bool inplace) {
+static rs_status add_ids(rsi_trace *t, const rsi_call *c, rsi_instr *instr) {
   rs_program *const p = t->program;
-  void *block;
-  instr->ids_bytes = sizeof(int) * (size_t)(c->nin + c->nout);
-  RSI_TRY(rsi_alloc(p->heap, instr->ids_bytes + (instr->ids_bytes == 0), &block));
-  instr->ids = block;
-  for (int i = 0; i < c->nin + c->nout; i++) instr->ids[i] = -1;
-  for (int i = 0; i < c->nin; i++) RSI_TRY(value_of(t, c->in[i], &instr->ids[i]));
+  for (int i = 0; i < c->nin; i++) {
+    RSI_TRY(value_of(t, c->in[i], &instr->ids[i]));
+    instr->writes[i] = c->in[i] && ((instr->inplace && i == 0) || (c->op->writes && c->op->writes(c, i)));
+    if (!instr->writes[i]) continue;
+    const uint8_t kind = p->values[rsi_base_of(p, instr->ids[i])].kind;
+    instr->marks |= kind != RSI_V_TEMP;
+    p->writes_inputs |= kind == RSI_V_ARG;
+  }
   for (int j = 0; j < c->nout; j++) {
     int *const id = &instr->ids[c->nin + j];
-    if (inplace) {
+    if (instr->inplace) {
       *id = instr->ids[0];
       continue;
     }
-    RSI_TRY(new_value(t, c->out[j], kernel ? RSI_V_TEMP : RSI_V_VIEW, id));
-    if (kernel) continue;
+    RSI_TRY(new_value(t, c->out[j], instr->kernel ? RSI_V_TEMP : RSI_V_VIEW, id));
+    if (instr->kernel) continue;
     rsi_value *const v = &p->values[*id];
     const rsi_value *const of = &p->values[instr->ids[0]];
     v->base = of->base;
@@ -75,38 +78,59 @@ static rs_status add_ids(rsi_trace *t, const rsi_call *c, rsi_instr *instr, cons
   return RS_OK;
 }
 
-static bool writes_argument(const rs_program *p, const rsi_call *c, const rsi_instr *instr, bool inplace) {
-  for (int i = 0; i < c->nin; i++) {
-    if (instr->ids[i] < 0 || !((inplace && i == 0) || (c->op->writes && c->op->writes(c, i)))) continue;
-    if (p->values[p->values[instr->ids[i]].base].kind == RSI_V_ARG) return true;
-  }
-  return false;
-}
-
 static rs_status append(rsi_trace *t, const rsi_call *c, const rsi_kernel *kernel, bool inplace) {
-  rs_program *const p = t->program;
-  RSI_TRY(grow(p->heap, (void **)&p->instrs, p->ninstrs, &p->instrs_capacity, sizeof(rsi_instr)));
-  rsi_instr *const instr = &p->instrs[p->ninstrs++];   /* counted at once, so that a failure below is cleaned up with it */
-  memset(instr, 0, sizeof *instr);
-  instr->op = c->op;
+  rsi_instr *instr;
+  RSI_TRY(rsi_instr_new(t->program, c->op, c->nin, c->nout, c->attrs, &instr));
   instr->kernel = kernel;
-  instr->nin = c->nin;
-  instr->nout = c->nout;
   instr->inplace = inplace;
-  if (c->op->attrs_size) {
-    RSI_TRY(rsi_alloc(p->heap, (size_t)c->op->attrs_size, &instr->attrs));
-    memcpy(instr->attrs, c->attrs, (size_t)c->op->attrs_size);
-  }
   memcpy(instr->desc, c->desc, sizeof instr->desc);
-  RSI_TRY(add_ids(t, c, instr, kernel, inplace));
-  p->writes_inputs |= writes_argument(p, c, instr, inplace);
-  return RS_OK;
+  return add_ids(t, c, instr);
 }
 
 rs_status rsi_trace_append(rs_ctx *ctx, const rsi_call *c, const rsi_kernel *kernel, bool inplace) {
   rsi_trace *const t = ctx->trace;
   if (t->status == RS_OK) t->status = append(t, c, kernel, inplace);
   return t->status;
+}
+
+/* ---- leaves ---------------------------------------------------------------------------------------------------------- */
+
+/* The first look at a leaf's gradient tells what a run has to find there. */
+static rs_status note_leaf(rsi_trace *t, rsi_node *node, bool replaced) {
+  rs_program *const p = t->program;
+  for (int i = 0; i < p->nleaves; i++)
+    if (p->leaves[i].node == node) return RS_OK;
+  RSI_TRY(rsi_grow(p->heap, (void **)&p->leaves, p->nleaves, &p->leaves_capacity, sizeof(rsi_leaf)));
+  rsi_leaf *const leaf = &p->leaves[p->nleaves++];
+  rs_tensor *const grad = node->kept[0];
+  *leaf = (rsi_leaf){.node = rsi_node_retain(node), .before = replaced ? RSI_GRAD_ANY : grad ? RSI_GRAD_THIS : RSI_GRAD_NONE};
+  if (leaf->before == RSI_GRAD_THIS) leaf->expected = rs_tensor_retain(grad);
+  return RS_OK;
+}
+
+rs_status rsi_trace_leaf(rs_ctx *ctx, rsi_node *node, bool replaced) {
+  rsi_trace *const t = ctx->trace;
+  if (!(node->flags & RSI_N_LEAF)) return RS_OK;
+  if (t->status == RS_OK) t->status = note_leaf(t, node, replaced);
+  return t->status;
+}
+
+/* A gradient that the recording made stays the leaf's: runs write into that very tensor. */
+static rs_status settle_leaf(rsi_trace *t, rsi_leaf *leaf) {
+  rs_tensor *const grad = leaf->node->kept[0];
+  if (!grad) return RS_OK;
+  if (grad->trace_serial == t->serial) {
+    rsi_value *const v = &t->program->values[grad->trace_id];
+    RSI_CHECK(v->kind == RSI_V_TEMP || v->kind == RSI_V_BOUND, RS_ERR_UNSUPPORTED,
+              "compile: a gradient of shape %s is an input or a view of another tensor; clone it first", rsi_text(grad));
+    if (v->kind == RSI_V_TEMP) {
+      v->kind = RSI_V_BOUND;
+      v->bound = rs_tensor_retain(grad);
+      v->data = grad->data;
+    }
+  }
+  leaf->after = rs_tensor_retain(grad);
+  return RS_OK;
 }
 
 /* ---- begin and end --------------------------------------------------------------------------------------------------- */
@@ -174,6 +198,11 @@ rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program
     p->outputs = block;
     p->noutputs = n;
     for (int i = 0; i < n && status == RS_OK; i++) status = value_of(t, outputs[i], &p->outputs[i]);
+    for (int i = 0; i < p->nleaves && status == RS_OK; i++) status = settle_leaf(t, &p->leaves[i]);
+    for (int i = 0; i < n && status == RS_OK; i++) {
+      rsi_value *const v = &p->values[rsi_base_of(p, p->outputs[i])];
+      v->kept = v->kind == RSI_V_TEMP;
+    }
   }
   if (status != RS_OK) {
     rs_trace_abort(ctx);
@@ -188,3 +217,5 @@ rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program
 }
 
 int rs_is_tracing(const rs_ctx *ctx) { return ctx->trace != NULL; }
+
+bool rsi_trace_knows(const rs_ctx *ctx, const rs_tensor *t) { return ctx->trace && t->trace_serial == ctx->trace->serial; }

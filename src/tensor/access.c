@@ -4,6 +4,7 @@
 */
 #include "ctx.h"
 #include "autograd/autograd.h"
+#include "program/program.h"
 #include <string.h>
 
 rs_status rs_tensor_empty(rs_ctx *ctx, int dtype, int ndim, const int64_t *shape, rs_tensor **out) {
@@ -130,7 +131,7 @@ rs_status rs_tensor_read(rs_ctx *ctx, const rs_tensor *t, double *out) {
 rs_status rs_tensor_write(rs_ctx *ctx, rs_tensor *t, const double *values) {
   rsi_nest nest;
   walk w = {t->dtype, NULL, values};
-  RSI_TRY(refuse_while_recording(ctx, "write"));
+  if (rsi_trace_knows(ctx, t)) RSI_TRY(refuse_while_recording(ctx, "write"));      /* a new tensor becomes a constant */
   RSI_CHECK(!ctx->grad_enabled || !t->node, RS_ERR_GRAD,
             "write: a tensor that requires a gradient is written under no_grad only");
   RSI_CHECK(!rsi_overlaps_itself(t), RS_ERR_STATE, "write: an expanded tensor cannot be written; clone it first");

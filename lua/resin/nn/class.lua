@@ -9,8 +9,9 @@ local Tensor = require "resin.tensor"
 
 local class = {}
 
---- Grows with every registration of a parameter, buffer or child.
-class.structure = {version = 0}
+--- version grows with every registration of a parameter, buffer or child and whenever an optimiser makes or replaces state;
+--- mode whenever train() or eval() is called.
+class.structure = {version = 0, mode = 0}
 local structure = class.structure
 
 -- Tensors marked by nn.Parameter. Weak keys; the values refer to nothing.

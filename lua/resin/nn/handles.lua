@@ -2,7 +2,7 @@
 
 local lib = require "resin.lib"
 
-local ffi, C = lib.ffi, lib.C
+local ffi, C, ctx = lib.ffi, lib.C, lib.ctx
 local array_type = ffi.typeof("rs_tensor *[?]")
 
 local handles = {}
@@ -23,7 +23,7 @@ end
 ---@return integer dropped  how many there were
 function handles.zero_grads(tensors)
   local array, n = handles.array(tensors)
-  return tonumber(C.rs_zero_grads(array, n)) --[[@as integer]]
+  return tonumber(C.rs_zero_grads(ctx, array, n)) --[[@as integer]]
 end
 
 return handles

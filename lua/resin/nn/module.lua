@@ -287,6 +287,7 @@ function Module:train(mode)
   if mode == nil then mode = true end
   check.boolean(mode, self.type .. ": train: mode")
   walk(self, "", {}, set_training, mode)
+  class.structure.mode = class.structure.mode + 1
   return self
 end
 

@@ -10,6 +10,7 @@ local lib = require "resin.lib"
 local check = require "resin.check"
 local create = require "resin.create"
 local scope = require "resin.scope"
+local structure = require("resin.nn.class").structure
 
 local ffi, C, ctx = lib.ffi, lib.C, lib.ctx
 
@@ -96,6 +97,7 @@ end
 -- Makes steps, state tensors and the array fit the parameters.
 local function grow(group)
   local params, n = group.params, #group.params
+  structure.version = structure.version + 1     -- recordings that know the former state are out of date
   local steps = scope.promote(create.zeros({n}, {dtype = "i64"}))
   if group.steps then ffi.copy(C.rs_tensor_data(steps.h), C.rs_tensor_data(group.steps.h), 8 * math.min(group.n, n)) end
   rawset(group, "steps", steps)
@@ -175,7 +177,7 @@ function Group:zero_grads()
     if not h then check.freed(self.kind.type .. ": parameter " .. self.names[i]) end
     array[i - 1] = h
   end
-  C.rs_zero_grads(array, n)
+  C.rs_zero_grads(ctx, array, n)
 end
 
 return Group

@@ -1,0 +1,460 @@
+--- resin.compile: a function or a module as a program.
+-- A compiled function keeps programs in `entries`, the one used last first. An entry belongs to one form of the arguments
+-- (shapes and dtypes of the tensors, which C compares; `static`, everything else about them), to gradients on or off, and to the
+-- state of the modules when it was recorded (structure.version, structure.mode). All its workspaces share one block of memory.
+-- While it is recorded the function runs as always, so that call's results are ordinary ones.
+
+local lib = require "resin.lib"
+local check = require "resin.check"
+local scope = require "resin.scope"
+local class = require "resin.nn.class"
+local ops = require "resin.ops"
+local grad = require "resin.grad"
+
+local ffi, C, ctx = lib.ffi, lib.C, lib.ctx
+local Tensor, wrap, structure = scope.Tensor, scope.wrap, class.structure
+local type, getmetatable, setmetatable, select, pairs, ipairs = type, getmetatable, setmetatable, select, pairs, ipairs
+
+local MOST_ARGUMENTS, MOST_TRIES = 64, 3
+
+local arguments = ffi.new("rs_tensor *[?]", MOST_ARGUMENTS)
+local results = ffi.new("rs_tensor *[?]", MOST_ARGUMENTS)
+local out_program, out_workspace = ffi.new("rs_program *[1]"), ffi.new("rs_workspace *[1]")
+
+---@class resin.Compiled
+local Compiled = {}
+Compiled.__index = Compiled
+Compiled.__name = "resin.Compiled"
+
+-- ---- arguments and results -------------------------------------------------------------------------------------------------
+
+-- The keys of a plain table in an order that depends on nothing else.
+local function sorted_keys(value)
+  local keys = {}
+  for key in pairs(value) do keys[#keys + 1] = key end
+  table.sort(keys, function(a, b)
+    if type(a) == "number" and type(b) == "number" then return a < b end
+    return tostring(a) < tostring(b)
+  end)
+  return keys
+end
+
+-- Finds the tensors of a value, in order, and describes the rest as text.
+local function flatten(value, tensors, text, depth, what)
+  local kind = type(value)
+  if kind == "table" and getmetatable(value) == Tensor then
+    tensors[#tensors + 1] = value
+    text[#text + 1] = "t"
+  elseif kind == "table" and getmetatable(value) == nil then
+    if depth > 6 then check.fail("compile: %s is nested too deeply", what) end
+    text[#text + 1] = "{"
+    for _, key in ipairs(sorted_keys(value)) do
+      text[#text + 1] = type(key) == "number" and ("[%.17g]="):format(key) or ("%q="):format(tostring(key))
+      flatten(value[key], tensors, text, depth + 1, what)
+    end
+    text[#text + 1] = "}"
+  elseif kind == "number" then
+    text[#text + 1] = ("%.17g"):format(value)
+  elseif kind == "string" then
+    text[#text + 1] = ("%q"):format(value)
+  elseif kind == "boolean" or kind == "nil" then
+    text[#text + 1] = tostring(value)
+  else
+    check.fail("compile: %s must be made of tensors, numbers, strings, booleans and plain tables, got %s", what, check.describe(value))
+  end
+  text[#text + 1] = ","
+end
+
+-- The same value with tensors replaced by their numbers wrapped in a marker, to be filled in again.
+local Place = {}
+
+local function template(value, count)
+  if type(value) ~= "table" then return value end
+  if getmetatable(value) == Tensor then
+    count.n = count.n + 1
+    return setmetatable({at = count.n}, Place)
+  end
+  local copy = {}
+  for _, key in ipairs(sorted_keys(value)) do copy[key] = template(value[key], count) end
+  return copy
+end
+
+local function fill(value, tensors)
+  if type(value) ~= "table" then return value end
+  if getmetatable(value) == Place then return tensors[value.at] end
+  local copy = {}
+  for key, item in pairs(value) do copy[key] = fill(item, tensors) end
+  return copy
+end
+
+local function tensors_in(value, list)
+  if type(value) ~= "table" then return list end
+  if getmetatable(value) == Tensor then
+    list[#list + 1] = value
+    return list
+  end
+  for _, key in ipairs(sorted_keys(value)) do tensors_in(value[key], list) end
+  return list
+end
+
+-- Results carry no gradient, whether they were replayed or not.
+local function without_grad(value)
+  if type(value) ~= "table" then return value end
+  if getmetatable(value) == Tensor then return value.requires_grad and value:detach() or value end
+  if getmetatable(value) ~= nil then return value end
+  local copy = {}
+  for key, item in pairs(value) do copy[key] = without_grad(item) end
+  return copy
+end
+
+-- ---- entries ---------------------------------------------------------------------------------------------------------------
+
+local function release(entry)
+  if entry.workspace then C.rs_workspace_release(entry.workspace) end
+  if entry.program then C.rs_program_release(entry.program) end
+  entry.workspace, entry.program = nil, nil
+end
+
+-- A finaliser for the C objects of an entry: they are released in this order.
+local function guard(entry)
+  entry.proxy = newproxy(true)
+  getmetatable(entry.proxy).__gc = function() release(entry) end
+  return entry
+end
+
+-- What of a module decides how it runs: its tensors and modes.
+local function signature(module)
+  local list = {}
+  for _, m in module:named_modules() do list[#list + 1] = m.training and "t" or "e" end
+  for _, t in module:named_parameters() do list[#list + 1] = t end
+  for _, t in module:named_buffers() do list[#list + 1] = t end
+  return list
+end
+
+local function same_signature(a, b)
+  if #a ~= #b then return false end
+  for i = 1, #a do
+    if a[i] ~= b[i] then return false end
+  end
+  return true
+end
+
+-- Modules changed since entries were recorded. Those of a module that is as it was go on; a function may use anything.
+local function review(self)
+  self.version, self.mode = structure.version, structure.mode
+  local now = self.module and signature(self.module)
+  local kept = {}
+  for _, entry in ipairs(self.entries) do
+    if now and entry.signature and same_signature(now, entry.signature) then
+      kept[#kept + 1] = entry
+    elseif not now and entry.mode ~= structure.mode and entry.version == structure.version then
+      kept[#kept + 1] = entry        -- may fit again after train() or eval()
+    else
+      release(entry)
+    end
+  end
+  self.entries = kept
+end
+
+local function to_front(self, i)
+  local entries = self.entries
+  local entry = entries[i]
+  for k = i, 2, -1 do entries[k] = entries[k - 1] end
+  entries[1] = entry
+end
+
+-- The entry for `n` tensors in `arguments` and the other arguments `static`.
+local function find(self, static, n, grads)
+  if self.version ~= structure.version or self.mode ~= structure.mode then review(self) end
+  local entries = self.entries
+  for i = 1, #entries do
+    local e = entries[i]
+    if e.static == static and e.grads == grads and (self.module or e.mode == structure.mode) and C.rs_program_fits(e.program, arguments, n) ~= 0 then
+      if i > 1 then to_front(self, i) end
+      return e
+    end
+  end
+  return nil
+end
+
+-- ---- recording -------------------------------------------------------------------------------------------------------------
+
+local function pack(...)
+  local n = select("#", ...)
+  return {n = n, ...}
+end
+
+local function invoke(self, args)
+  return pack(self.fn(unpack(args, 1, args.n)))
+end
+
+local function finish_trace(tensors)
+  if #tensors > MOST_ARGUMENTS then check.fail("compile: the function returns %d tensors; at most %d are possible", #tensors, MOST_ARGUMENTS) end
+  for i = 1, #tensors do results[i - 1] = tensors[i].h end
+  check.status(C.rs_trace_end(ctx, results, #tensors, out_program))
+end
+
+local function make_entry(self, list, static, n, grads, returned)
+  local tensors = {}
+  for i = 1, returned.n do tensors_in(returned[i], tensors) end
+  finish_trace(tensors)
+  local entry = {program = out_program[0], static = static, grads = grads, version = structure.version, mode = structure.mode, n = n,
+                 noutputs = #tensors, nresults = returned.n, signature = self.module and signature(self.module)}
+  local count = {n = 0}
+  entry.template = {}
+  for i = 1, returned.n do entry.template[i] = template(returned[i], count) end
+  entry.single = returned.n == 1 and getmetatable(entry.template[1]) == Place
+  local rc = C.rs_program_optimize(entry.program, self.passes)
+  if rc == 0 then
+    local beside = self.entries[1] and self.entries[1].workspace
+    scope.collect()                    -- what the recording made and nobody holds
+    rc = C.rs_workspace_create_beside(ctx, entry.program, beside, out_workspace)
+  end
+  if rc ~= 0 then
+    local text = ffi.string(C.rs_last_error())
+    release(entry)
+    check.fail("compile: %s", text)
+  end
+  entry.workspace = out_workspace[0]
+  return guard(entry), list
+end
+
+-- A recording needs contiguous tensors that are all different.
+local function prepare(list)
+  local seen = {}
+  for i, t in ipairs(list) do
+    if not t.h then check.freed("compile: argument") end
+    if not t:is_contiguous() then list[i] = t:contiguous() end
+    if seen[list[i]] then list[i] = list[i]:clone() end
+    seen[list[i]] = true
+  end
+end
+
+local function put_back(args, list)
+  local at = 0
+  local function walk(value)
+    if type(value) ~= "table" then return value end
+    if getmetatable(value) == Tensor then
+      at = at + 1
+      return list[at]
+    end
+    local copy = {}
+    for _, key in ipairs(sorted_keys(value)) do copy[key] = walk(value[key]) end
+    return copy
+  end
+  local new = {n = args.n}
+  for i = 1, args.n do new[i] = walk(args[i]) end
+  return new
+end
+
+local function record(self, args, list, static, grads)
+  local version = structure.version
+  for i = 1, #list do arguments[i - 1] = list[i].h end
+  local given = put_back(args, list)
+  check.status(C.rs_trace_begin(ctx, arguments, #list))
+  local ok, returned = xpcall(invoke, check.handler, self, given)
+  if not ok then
+    C.rs_trace_abort(ctx)
+    error(returned, 0)
+  end
+  if structure.version ~= version then      -- it made parameters or state: they are not to be made again at each run
+    C.rs_trace_abort(ctx)
+    self.tries = self.tries + 1
+    if self.tries >= MOST_TRIES then
+      check.fail("compile: the function makes modules, parameters or optimiser state each time it runs; make them outside of it")
+    end
+    return returned
+  end
+  local ended, entry = xpcall(make_entry, check.handler, self, list, static, #list, grads, returned)
+  if not ended then
+    C.rs_trace_abort(ctx)
+    error(entry, 0)
+  end
+  self.tries = 0
+  table.insert(self.entries, 1, entry)
+  self.version, self.mode = structure.version, structure.mode
+  self.recorded = self.recorded + 1
+  while #self.entries > self.max_programs do release(table.remove(self.entries)) end
+  return returned
+end
+
+-- ---- calling ---------------------------------------------------------------------------------------------------------------
+
+local function give(entry)
+  if entry.single then return wrap(results[0]) end
+  local tensors = {}
+  for i = 1, entry.noutputs do tensors[i] = wrap(results[i - 1]) end
+  local values = {}
+  for i = 1, entry.nresults do values[i] = fill(entry.template[i], tensors) end
+  return unpack(values, 1, entry.nresults)
+end
+
+local function run(entry, n)
+  local rc = C.rs_program_call(entry.program, entry.workspace, arguments, n, results, entry.noutputs)
+  if rc == C.RS_ERR_NOMEM then
+    scope.collect()
+    rc = C.rs_program_call(entry.program, entry.workspace, arguments, n, results, entry.noutputs)
+  end
+  if rc ~= 0 then check.status(rc) end
+  return give(entry)
+end
+
+-- A module in training mode with gradients on is to be differentiated by the caller: it runs as it is.
+local function runs_eagerly(self, grads)
+  return self.module and grads and self.module.training
+end
+
+local function results_of(returned)
+  for i = 1, returned.n do returned[i] = without_grad(returned[i]) end
+  return unpack(returned, 1, returned.n)
+end
+
+local function slow(self, args)
+  local grads = C.rs_get_grad_enabled(ctx) ~= 0
+  if C.rs_is_tracing(ctx) ~= 0 or runs_eagerly(self, grads) then return self.fn(unpack(args, 1, args.n)) end
+  local list, text = {}, {}
+  for i = 1, args.n do flatten(args[i], list, text, 1, "argument " .. i) end
+  local plain = #list == args.n
+  local static = plain and #list or table.concat(text)
+  if #list > MOST_ARGUMENTS then check.fail("compile: %d tensors were given; at most %d are possible", #list, MOST_ARGUMENTS) end
+  if self.module then grads = false end
+  prepare(list)
+  for i = 1, #list do arguments[i - 1] = list[i].h end
+  local entry = find(self, static, #list, grads)
+  if entry then return run(entry, #list) end
+  if not self.warm then            -- what a function makes when it first runs is not to be made again at each run
+    self.warm = true
+    return results_of(invoke(self, args))
+  end
+  if self.module then return results_of(grad.no_grad(record, self, args, list, static, grads)) end
+  return results_of(record(self, args, list, static, grads))
+end
+
+-- One, two or three tensors, the usual case, take a way without tables.
+local function call(self, ...)
+  local n = select("#", ...)
+  if n >= 1 and n <= 3 then
+    local a, b, c = ...
+    if getmetatable(a) == Tensor and (n < 2 or getmetatable(b) == Tensor) and (n < 3 or getmetatable(c) == Tensor) then
+      local entry = self.entries[1]
+      if entry and entry.static == n and self.version == structure.version and self.mode == structure.mode and entry.mode == structure.mode
+        and a.h and (n < 2 or b.h) and (n < 3 or c.h) and C.rs_is_tracing(ctx) == 0 then
+        local grads = C.rs_get_grad_enabled(ctx) ~= 0
+        local module = self.module
+        if module and not (grads and module.training) or not module and entry.grads == grads then
+          arguments[0] = a.h
+          if n > 1 then arguments[1] = b.h end
+          if n > 2 then arguments[2] = c.h end
+          if C.rs_program_fits(entry.program, arguments, n) ~= 0 then return run(entry, n) end
+        end
+      end
+    end
+    return slow(self, {n = n, a, b, c})
+  end
+  return slow(self, {n = n, ...})
+end
+Compiled.__call = call
+
+-- ---- in steps --------------------------------------------------------------------------------------------------------------
+
+--- Begins a run in steps, for work that is spread over frames. The program must have been recorded by a call before.
+function Compiled:begin(...)
+  local args = {n = select("#", ...), ...}
+  local list, text = {}, {}
+  for i = 1, args.n do flatten(args[i], list, text, 1, "argument " .. i) end
+  prepare(list)
+  for i = 1, #list do arguments[i - 1] = list[i].h end
+  local grads = not self.module and C.rs_get_grad_enabled(ctx) ~= 0
+  local entry = find(self, #list == args.n and #list or table.concat(text), #list, grads)
+  if not entry then check.fail("compile: begin: nothing was recorded for these arguments; call the compiled function once with them first") end
+  check.status(C.rs_program_begin(entry.program, entry.workspace, arguments, #list))
+  self.under_way = entry
+end
+
+--- Goes on with a run for about `budget_us` microseconds (at least one instruction; 0: to the end).
+---@param budget_us? number
+---@return boolean done
+---@return any ...  the results, when done
+function Compiled:step(budget_us)
+  local entry = self.under_way
+  if not entry then check.fail("compile: step: no run is under way; call begin first") end
+  local rc = C.rs_program_step(entry.program, entry.workspace, check.number(budget_us or 0, "compile: step: budget_us", 0))
+  if rc == C.RS_MORE then return false end
+  self.under_way = nil
+  check.status(rc)
+  check.status(C.rs_program_finish(entry.program, entry.workspace, results, entry.noutputs))
+  return true, give(entry)
+end
+
+-- ---- looking and resetting -------------------------------------------------------------------------------------------------
+
+--- Forgets all recordings; the next call records again.
+---@return resin.Compiled self
+function Compiled:reset()
+  for _, entry in ipairs(self.entries) do release(entry) end
+  self.entries = {}
+  return self
+end
+
+--- Makes the next run compute again what it keeps of parameters (packed and folded weights). Needed only after writing to a
+--- parameter through tensor:data().
+---@return resin.Compiled self
+function Compiled:refresh()
+  for _, entry in ipairs(self.entries) do C.rs_workspace_refresh(entry.workspace) end
+  return self
+end
+
+--- What was recorded, as text: instructions, kernels, shapes, memory.
+---@return string
+function Compiled:explain()
+  return require("resin.report.program").explain(self)
+end
+
+function Compiled:__tostring()
+  local instructions = self.entries[1] and C.rs_program_length(self.entries[1].program) or 0
+  return ("resin.compile(%s): %d program%s%s"):format(self.module and self.module.type or "function", #self.entries,
+    #self.entries == 1 and "" or "s", #self.entries > 0 and (", the last of %d instructions"):format(instructions) or "")
+end
+
+-- ---- making one ------------------------------------------------------------------------------------------------------------
+
+local OPTIONS = {"max_programs", "passes"}
+
+-- Bits of the passes to run: all, none (false), or a list of names.
+local function pass_mask(given)
+  if given == nil or given == true or given == "all" then return 2 ^ 32 - 1 end
+  if given == false then return 0 end
+  check.table(given, "compile: passes")
+  local mask = 0
+  for _, name in ipairs(given) do
+    local found
+    for i = 0, C.rs_pass_count() - 1 do
+      if ffi.string(C.rs_pass_name(i)) == name then found = i end
+    end
+    if not found then check.fail("compile: there is no pass %q", tostring(name)) end
+    mask = mask + 2 ^ found
+  end
+  return mask
+end
+
+--- Makes a program of a module or a function: recorded once per combination of shapes and dtypes of its tensor arguments, then
+--- replayed as one C call, with the same results. A function may contain backward and an optimiser's step: a whole training step is
+--- one call. Parameters, optimiser state, buffers, random state and learning rates are read and written at each run. Everything
+--- else in Lua happens only while recording: reading a value (`:item()`) is an error there, and branches are frozen.
+--- Results carry no gradient. A module in training mode runs as it is while gradients are on; compile the whole step instead.
+--- The first call of a function runs as it is, the second records.
+---@param fn function|resin.nn.Module
+---@param options? table max_programs = 8 (recordings kept); passes = true (all), false (none) or a list of names
+---@return resin.Compiled
+local function compile(fn, options)
+  local module = class.is_module(fn) and fn or nil
+  if not module then check.func(fn, "compile: argument 1") end
+  options = check.options(options, OPTIONS, "compile")
+  local self = {entries = {}, version = structure.version, mode = structure.mode, tries = 0, recorded = 0, module = module,
+                warm = module ~= nil, max_programs = check.integer(options.max_programs or 8, "compile: max_programs", 1, 1024),
+                passes = pass_mask(options.passes)}
+  self.fn = module and function(...) return module(...) end or fn
+  return setmetatable(self, Compiled)
+end
+
+return compile

@@ -1,0 +1,59 @@
+/* The order of the passes, and what tools may ask of a program. */
+#include "program/internal.h"
+#include <string.h>
+
+typedef struct pass {
+  const char *name;
+  rs_status (*run)(rs_program *p);
+} pass;
+
+static const pass passes[] = {
+  {"clean", rsi_pass_clean},
+  {"hoist", rsi_pass_hoist},
+};
+enum { PASSES = (int)(sizeof passes / sizeof *passes) };
+
+int rs_pass_count(void) { return PASSES; }
+const char *rs_pass_name(int index) { return index >= 0 && index < PASSES ? passes[index].name : NULL; }
+
+rs_status rs_program_optimize(rs_program *p, unsigned mask) {
+  RSI_CHECK(!p->planned, RS_ERR_STATE, "optimize: the program has a workspace already");
+  for (int i = 0; i < PASSES; i++)
+    if (mask >> i & 1u) RSI_TRY(passes[i].run(p));
+  return RS_OK;
+}
+
+/* ---- for tools -------------------------------------------------------------------------------------------------------- */
+
+int rs_program_length(const rs_program *p) { return p->ninstrs; }
+
+void rs_program_describe(const rs_program *p, rs_program_info *out) {
+  *out = (rs_program_info){.instructions = p->ninstrs, .prologue = p->nprologue, .values = p->nvalues, .inputs = p->ninputs,
+                           .outputs = p->noutputs, .arena_bytes = (double)p->arena_bytes, .prologue_bytes = (double)p->prologue_bytes};
+  for (int i = 0; i < p->nvalues; i++) {
+    const rsi_value *const v = &p->values[i];
+    double bytes = (double)rsi_dtype_size[v->desc.dtype];
+    for (int d = 0; d < v->desc.ndim; d++) bytes *= (double)v->desc.shape[d];
+    if (v->kind == RSI_V_BOUND) out->bound++, out->bound_bytes += bytes;
+    if (v->kind == RSI_V_TEMP && v->first >= p->nprologue) out->temporary_bytes += bytes;
+  }
+}
+
+rs_status rs_program_instruction(const rs_program *p, int index, rs_instruction_info *out) {
+  RSI_CHECK(index >= 0 && index < p->ninstrs, RS_ERR_INDEX, "program: there is no instruction %d", index);
+  const rsi_instr *const i = &p->instrs[index];
+  *out = (rs_instruction_info){.op = i->op->name, .kernel = i->kernel ? i->kernel->name : NULL, .nin = i->nin, .nout = i->inplace ? 0 : i->nout,
+                               .inplace = i->inplace, .ids = i->ids, .attrs = i->attrs};
+  for (int n = 0; n < RSI_OPS; n++)
+    if (rsi_ops[n] == i->op) out->number = n;
+  return RS_OK;
+}
+
+rs_status rs_program_value(const rs_program *p, int id, rs_value_info *out) {
+  RSI_CHECK(id >= 0 && id < p->nvalues, RS_ERR_INDEX, "program: there is no value %d", id);
+  const rsi_value *const v = &p->values[id];
+  *out = (rs_value_info){.kind = v->kind, .base = v->base, .dtype = v->desc.dtype, .ndim = v->desc.ndim, .kept = v->kept,
+                         .place = (double)v->place, .first = v->first, .last = v->last, .bound = v->bound};
+  for (int d = 0; d < v->desc.ndim; d++) out->shape[d] = v->desc.shape[d];
+  return RS_OK;
+}
