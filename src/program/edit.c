@@ -134,6 +134,10 @@ void rsi_edit_map(rsi_edit *e, int from, int to) {
   if (rsi_edit_id(e, to) != from) e->map[from] = to;
 }
 
+void rsi_edit_set(rsi_edit *e, int value, int to) {
+  if (value < e->nmap) e->map[value] = to;
+}
+
 void rsi_edit_keep(rsi_edit *e, int k) {
   rs_program *const p = e->p;
   rsi_instr *const i = &e->old[k];

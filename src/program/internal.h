@@ -115,10 +115,32 @@ void      rsi_edit_drop(rsi_edit *e, int k);
 bool      rsi_edit_emit(rsi_edit *e, int op, const void *attrs, int nin, const int *in, int nout, int *ids);
 rs_status rsi_edit_end(rsi_edit *e);
 
+/* Makes later instructions read `to` where they read `value`, whatever that was mapped to before. */
+void      rsi_edit_set(rsi_edit *e, int value, int to);
+
+/* ---- attributes by name (attrs.c); an attribute that is not there reads as 0 and is not written ---------------------------- */
+
+typedef struct rsi_attr_set {
+  const rs_op *op;
+  _Alignas(16) char bytes[RSI_MAX_ATTR_BYTES];
+} rsi_attr_set;
+int64_t rsi_attr_int(const rsi_instr *i, const char *name);
+double  rsi_attr_float(const rsi_instr *i, const char *name);
+rs_list rsi_attr_list(const rsi_instr *i, const char *name);
+void    rsi_attrs_of(int op, rsi_attr_set *a);                  /* the defaults of an op */
+void    rsi_attrs_from(rsi_attr_set *a, const rsi_instr *i);    /* takes over what both ops have, by name */
+void    rsi_attrs_int(rsi_attr_set *a, const char *name, int64_t v);
+void    rsi_attrs_float(rsi_attr_set *a, const char *name, double v);
+void    rsi_attrs_list(rsi_attr_set *a, const char *name, const rs_list *v);
+void    rsi_attrs_sizes(rsi_attr_set *a, const char *name, int n, const int64_t *v);
+
 /* ---- passes: each leaves a program that computes the same ---------------------------------------------------------------- */
 
+rs_status rsi_pass_ssa(rs_program *p);          /* ssa.c: no writes in place into temporaries */
 rs_status rsi_pass_clean(rs_program *p);        /* clean.c: dead and repeated instructions */
 rs_status rsi_pass_hoist(rs_program *p);        /* hoist.c: what depends on bindings alone goes into the prologue */
+/* Which bases are fixed between runs: bindings that nothing writes, and what is made of such alone. [nvalues] */
+void      rsi_fixed(const rs_program *p, const rsi_facts *f, bool *fixed);
 rs_status rsi_plan(rs_program *p);              /* plan.c: lifetimes and places; always */
 
 #endif

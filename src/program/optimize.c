@@ -8,6 +8,7 @@ typedef struct pass {
 } pass;
 
 static const pass passes[] = {
+  {"ssa", rsi_pass_ssa},
   {"clean", rsi_pass_clean},
   {"hoist", rsi_pass_hoist},
 };
