@@ -143,10 +143,13 @@ end
 ---Whether a scope is active, whose end resets the path after an error. Set by scope.lua.
 function check.in_scope() return false end
 
+---Ends the open scope that an error leaves; was there one? Set by scope.lua.
+function check.unwind() return false end
+
 local function raise(text)
   local message = position() .. path_text() .. text
   check.last = { message = message, traceback = traceback("", 3) }
-  if not check.in_scope() then check.depth = 0 end     -- nobody further out would
+  if not check.unwind() and not check.in_scope() then check.depth = 0 end     -- nobody further out would
   error(message, 0)
 end
 
@@ -164,6 +167,7 @@ function check.handler(err, co)
   if type(err) == "string" and not (last and last.message == err) then
     check.last = { message = err, traceback = co and traceback(co, "") or traceback("", 2) }
   end
+  if not co then check.unwind() end
   return err
 end
 

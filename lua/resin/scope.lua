@@ -8,6 +8,12 @@
 -- A scope belongs to the code that runs between its start and its end, not to a coroutine. Containers suspend theirs around
 -- user code, so a yield never happens while one is active; resin.scope runs its function in a coroutine of its own and puts
 -- the scope aside when that yields.
+-- An error inside a scope is seen in one of two ways. scope.run protects its outermost call. A residual container whose layers are
+-- all resin's own enters an open scope instead, without a protected call: check.lua calls unwind before it raises, scope.call
+-- protects what user code could raise, and an error of another kind (an interrupt, a full stack) leaves a stale open scope, which
+-- is found by looking at the stack when memory is collected or the next error is raised. Why: a trace that starts below a
+-- protected call cannot return through it, so LuaJIT gives up compiling what stands there.
+-- What runs on every call is written for the compiler: no inner loop, no `...`, no tail call of a C function.
 -- In a coroutine the path of layers (check.lua) changes hands in the same places: containers there begin with an empty path,
 -- and while user code runs the path is that of whoever resumed the coroutine.
 
@@ -18,6 +24,7 @@ local ffi, C, stats = lib.ffi, lib.C, lib.stats
 local setmetatable, getmetatable, type, pairs, xpcall, error = setmetatable, getmetatable, type, pairs, xpcall, error
 local collectgarbage, select, min, max = collectgarbage, select, math.min, math.max
 local gc, release = ffi.gc, lib.C.rs_tensor_release
+local getinfo, getlocal = debug.getinfo, debug.getlocal
 local running, around = coroutine.running, check.around
 local copy_path, put_aside, put_back = check.copy_path, check.put_aside, check.put_back
 
@@ -27,14 +34,17 @@ check.Tensor = Tensor
 
 local scope = { Tensor = Tensor }
 
--- The active scope: {n = count, parent, child = scope or false, ended = boolean, [1..n] = tensors}. child is the scope that was
--- started inside and has not ended: after an error the chain of children is what has to be freed.
+-- The active scope: {n = count, parent, child = scope or false, ended = boolean, depth of the path before it, [1..n] = tensors}.
+-- child is the scope that was started inside and has not ended: after an error the chain of children is what has to be freed.
 local current = false
 function check.in_scope() return current end
 
+-- The outermost container scope while it is open, else false: current is then that scope or one inside it.
+local open = false
+
 -- While resin's code runs in a coroutine: that coroutine, and the path of its resumer (false when empty). In the main thread
 -- thread is false; host is nil there and in user code, where the resumer's path is in place. What user code finds in thread has
--- no meaning; everything that makes a scope active sets it.
+-- no meaning; everything that makes a scope active sets it. nil: an open scope that has not asked yet, with an empty path around.
 local thread, host = false, nil
 
 -- ---- memory that Lua's collector cannot see --------------------------------------------------------------------------------
@@ -47,6 +57,7 @@ local least, limit, last = FLOOR, FLOOR, 0
 
 ---Collects garbage tensors, then sets the next limit from what survived.
 function scope.collect()
+  scope.heal()
   local begin = C.rs_time()
   collectgarbage()
   local now = C.rs_time()
@@ -69,11 +80,12 @@ function scope.wrap(h)
   if s then
     local t = setmetatable({ h = h, s = s }, Tensor)
     local n = s.n + 1
-    s.n = n
     s[n] = t
+    s.n = n
     return t
   end
-  return setmetatable({ h = gc(h, release), s = false }, Tensor)
+  local t = setmetatable({ h = gc(h, release), s = false }, Tensor)
+  return t
 end
 
 ---Takes a tensor out of its scope: it lives as long as it is referenced.
@@ -98,13 +110,31 @@ function scope.free(t)
   C.rs_tensor_release(h)
 end
 
+---Frees t, which belongs to the active scope `here`, right after the layer that read it made its result: then t stands last but
+---one in the list, and its place is given back.
+---@param t resin.Tensor
+function scope.free_last(here, t)
+  local h = t.h
+  if not h then return end
+  t.s, t.h = false, false
+  C.rs_tensor_release(h)
+  local n = here.n
+  if here[n - 1] == t then
+    here[n - 1] = here[n]
+    here[n] = false
+    here.n = n - 1
+  end
+end
+
 -- ---- scopes --------------------------------------------------------------------------------------------------------------
 
 -- Ended scopes for reuse: their lists have grown to the size that a container needs.
 local pool, pooled = {}, 0
 
 local function new(reusable)
-  return { n = 0, parent = false, child = false, ended = false, reusable = reusable }
+  -- The first places lie in the array part of the table.
+  return { false, false, false, false, false, false, false, false,
+    n = 0, parent = false, child = false, ended = false, depth = 0, reusable = reusable }
 end
 
 local function start(s)
@@ -125,6 +155,18 @@ function scope.enter()
 end
 local enter = scope.enter
 
+-- Gives a tensor to a scope, or to the collector.
+local function hand_over(t, to)
+  t.s = to
+  if to then
+    local n = to.n + 1
+    to[n] = t
+    to.n = n
+  else
+    gc(t.h, release)
+  end
+end
+
 -- Moves a result out of s. Plain tables are searched for tensors.
 local function keep(s, value, depth)
   if type(value) ~= "table" then return end
@@ -133,30 +175,37 @@ local function keep(s, value, depth)
     if value.s == s then
       local parent = s.parent
       while parent and parent.ended do parent = parent.parent end
-      value.s = parent
-      if parent then
-        local n = parent.n + 1
-        parent.n = n
-        parent[n] = value
-      else
-        gc(value.h, release)
-      end
+      hand_over(value, parent)
     end
   elseif mt == nil and depth < 8 then
     for _, v in pairs(value) do keep(s, v, depth + 1) end
   end
 end
 
--- Frees what is still in s.
+local function drop(s, i)
+  local t = s[i]
+  s[i] = false
+  if t and t.s == s then
+    local h = t.h
+    t.h, t.s = false, false
+    C.rs_tensor_release(h)
+  end
+end
+
+-- Frees what is still in s. Few are, so that there is no loop.
 local function finish(s)
-  for i = 1, s.n do
-    local t = s[i]
-    s[i] = false
-    if t.s == s then
-      local h = t.h
-      t.h = false
-      t.s = false
-      C.rs_tensor_release(h)
+  local n = s.n
+  if n > 0 then
+    drop(s, 1)
+    if n > 1 then
+      drop(s, 2)
+      if n > 2 then
+        drop(s, 3)
+        if n > 3 then
+          drop(s, 4)
+          for i = 5, n do drop(s, i) end
+        end
+      end
     end
   end
   s.ended = true
@@ -211,6 +260,129 @@ function scope.resume(s) current = s end
 ---The active scope, or nil.
 function scope.current() return current or nil end
 
+-- ---- open scopes ---------------------------------------------------------------------------------------------------------
+
+-- An ended scope for the next open one.
+local spare = false
+
+---Starts an open scope. nil where there cannot be one: inside a container's scope, or where user code in a container or a
+---coroutine that it resumed goes on; scope.run serves there. Its frame, scope.owner, holds it in a local variable until leave_open.
+function scope.enter_open()
+  local outer, depth = current, check.depth
+  if outer then
+    if outer.reusable then return nil end
+  else
+    if depth > 0 then return nil end
+    thread = nil
+  end
+  local s = spare or new(true)
+  spare = false
+  s.ended, s.parent, s.depth = false, outer, depth
+  if outer then outer.child = s end
+  open = s           -- first: an interrupt may come in between
+  current = s
+  return s
+end
+
+---Ends an open scope; y and the tensors in `more` survive it.
+function scope.leave_open(s, y, more)
+  local outer = s.parent
+  if y.s == s then hand_over(y, outer) end
+  if more ~= nil then keep(s, more, 0) end
+  finish(s)
+  current = outer
+  open = false
+  spare = s
+  if outer then
+    outer.child = false
+  elseif host ~= nil then
+    put_back(host)
+    host = nil
+  end
+end
+
+-- The function that calls enter_open and leave_open; set by core.lua.
+scope.owner = nil
+
+-- Does the open scope o still run?
+local function on_stack(o)
+  for level = 2, 1e6 do
+    local info = getinfo(level, "f")
+    if not info then return false end
+    if info.func == scope.owner then
+      for i = 1, 250 do
+        local name, value = getlocal(level, i)
+        if not name then break end
+        if value == o then return true end
+      end
+    end
+  end
+end
+jit.off(on_stack)
+
+-- Ends the open scope o and those inside it because an error is on its way, or left them long ago. What a stale scope holds may
+-- have been made since, so it goes to the scope around or to the collector.
+local function unwind(o, stale)
+  local outer, s = o.parent, current
+  open = false
+  while s and s.reusable do
+    if stale then
+      for i = 1, s.n do
+        local t = s[i]
+        if t and t.s == s then hand_over(t, outer) end
+      end
+      s.n, s.ended = 0, true
+    else
+      finish(s)
+    end
+    if s == o then break end
+    s = s.parent
+  end
+  if outer then outer.child = false end
+  current = outer
+  check.depth = o.depth
+  if not outer and host ~= nil then
+    put_back(host)
+    host = nil
+  end
+end
+
+---Before an error is raised: ends the open scope that it will leave. Gives false where there is none.
+function check.unwind()
+  local o = open
+  if not o then return false end
+  unwind(o, not on_stack(o))
+  return true
+end
+
+---Ends an open scope that an error has left unseen.
+function scope.heal()
+  local o = open
+  if o and not on_stack(o) then unwind(o, true) end
+end
+
+-- What a protected call in the open scope o gave. s is active again.
+local function unguarded(s, o, ok, ...)
+  open = o
+  if ok then
+    current = s
+    return ...
+  end
+  check.unwind()
+  error((...), 0)
+end
+jit.off(unguarded)
+
+---Runs fn(...), which catches errors itself, so that none of them ends the open scope.
+function scope.guard(fn, ...)
+  local s, o = current, open
+  if not o then return fn(...) end
+  open = false
+  return unguarded(s, o, xpcall(fn, check.handler, ...))
+end
+
+-- ---- protected scopes ----------------------------------------------------------------------------------------------------
+
 -- After an error: ends s and every scope inside it, and makes `outer` active.
 local function abandon(s, outer, depth)
   while s do
@@ -256,10 +428,10 @@ end
 ---@param fn function made once, not per call; at most 8 arguments
 function scope.run(fn, a, b, c, d, e, f, g, h)
   if current then return leave(enter(), fn(a, b, c, d, e, f, g, h)) end
+  local depth = check.depth
   local co = running()
   if co then return run_in(co, fn, a, b, c, d, e, f, g, h) end
   thread = false
-  local depth = check.depth
   local s = enter()
   return returned(depth, s, xpcall(fn, check.handler, a, b, c, d, e, f, g, h))
 end
@@ -269,17 +441,17 @@ local function resumed(s, ...)
   return ...
 end
 
-local function resumed_in(s, co, path, outer, ...)
+local function resumed_in(s, co, path, outer, o, ok, ...)
   current, thread, host = s, co, put_aside()
   put_back(path)
   around[co] = outer
-  return ...
+  return unguarded(s, o, ok, ...)
 end
 
 -- Gives what a scope holds so far to the collector.
 local function let_go(s)
   for i = 1, s.n do
-    if s[i].s == s then promote(s[i]) end
+    if s[i] and s[i].s == s then promote(s[i]) end
     s[i] = false
   end
   s.n = 0
@@ -295,16 +467,38 @@ local function call_in(s, co, fn, ...)
   local path, outer = put_aside(), around[co]
   if path then around[co] = { path = path, outer = outer } end
   put_back(host)
-  current, host = false, nil
-  return resumed_in(s, co, path, outer, fn(...))
+  local o = open
+  current, host, open = false, nil, false
+  if not o then return resumed_in(s, co, path, outer, false, true, fn(...)) end
+  return resumed_in(s, co, path, outer, o, xpcall(fn, check.handler, ...))
 end
 jit.off(resumed_in)    -- both read `...` after calls (see leave)
 jit.off(call_in)
+
+local function resumed_open(s, o, ok, ...)
+  current, thread = s, false
+  return unguarded(s, o, ok, ...)
+end
+
+-- scope.call in an open scope.
+local function call_open(s, fn, ...)
+  if thread == nil then
+    thread = running() or false
+    if thread then host = false end
+  end
+  if thread then return call_in(s, thread, fn, ...) end
+  local o = open
+  current, open = false, false
+  return resumed_open(s, o, xpcall(fn, check.handler, ...))
+end
+jit.off(resumed_open)
+jit.off(call_open)
 
 ---Runs a user's function outside the active scope and returns its results.
 function scope.call(fn, ...)
   local s = current
   if not s then return fn(...) end
+  if open then return call_open(s, fn, ...) end
   if thread then return call_in(s, thread, fn, ...) end
   current = false
   return resumed(s, fn(...))
@@ -320,6 +514,7 @@ local function step(co, s, outer, path, state, ok, ...)
   local inside = host ~= nil         -- it stopped outside of containers: the path is its own
   if inside or not ok then put_back(path) end
   thread, host = state.thread, state.host
+  scope.heal()
   if not ok then
     abandon(s, outer, check.depth)
     check.handler((...), co)
@@ -353,6 +548,7 @@ end
 ---@return any ... the results of fn
 function scope.user(fn, ...)
   check.func(fn, "resin.scope: argument 1")
+  scope.heal()
   local outer, caller = current, running()
   local s = start(new(false))
   local co = create(type(fn) == "function" and fn or function(...) return fn(...) end)

@@ -15,7 +15,8 @@ local link = require "resin.residual.link"
 local spread_states = require "resin.residual.recurrent".spread
 
 local C = lib.C
-local Tensor, free, current = scope.Tensor, scope.free, scope.current
+local Tensor, free, free_last, current = scope.Tensor, scope.free, scope.free_last, scope.current
+local enter_open, leave_open = scope.enter_open, scope.leave_open
 local fail = check.fail
 local getmetatable, type, select = getmetatable, type, select
 
@@ -287,7 +288,7 @@ end
 -- ---- for containers -------------------------------------------------------------------------------------------------------
 
 local function compile(plan, with_options, with_records)
-  local fn = emit.forward(plan, with_options, with_records, current, check, where, Tensor, free, scope.call, C, more, wrong,
+  local fn = emit.forward(plan, with_options, with_records, current, check, where, Tensor, free_last, scope.call, C, more, wrong,
     combined, joined, transformed, for_writing)
   plan[with_records and "forward_with_records" or with_options and "forward_with_options" or "forward"] = fn
   return fn
@@ -305,16 +306,31 @@ local function run_recording(container, plan, x, options)
   return y, extras
 end
 
---- Makes the plan of a container anew, and the layers that it determines.
----@param container resin.nn.Module
----@return table plan
-function core.renew(container)
+-- Are all its layers resin's, so that its calls need no protection? Where this misses user code, scope.call protects that.
+local function all_own(plan)
+  for i = 1, plan.n do
+    local m = plan.module[i]
+    if type(rawget(m, "operation")) == "function" then return false end
+    for _, inner in ipairs(m:modules()) do
+      if not inner.builtin or type(rawget(inner, "fn")) == "function" then return false end
+    end
+  end
+  return true
+end
+
+local function renew(container)
   local plan = link.plan(container)
   infer.try(plan)
   plan.fresh = emit.fresh(plan)
+  plan.own = all_own(plan)
   rawset(container, "_plan", plan)
   return plan
 end
+
+--- Makes the plan of a container anew, and the layers that it determines.
+---@param container resin.nn.Module
+---@return table plan
+function core.renew(container) return (scope.guard(renew, container)) end
 
 --- The plan of a container: the one it has, or a new one after its children changed.
 ---@param container resin.nn.Module
@@ -345,10 +361,20 @@ function core.forward(container, x, options)
   if plan.unresolved[1] then link.require_resolved(plan) end
   if getmetatable(x) ~= Tensor or not x.h then check.tensor(x, container.type .. ": input") end
   if rawget(container, "keep_records") then return core.record(container, x, options) end
-  if options == nil then return scope.run(plan.forward or compile(plan), plan, x) end
+  if options == nil then
+    local forward = plan.forward or compile(plan)
+    local s = plan.own and enter_open()
+    if not s then return scope.run(forward, plan, x) end
+    local y, extras = forward(plan, x)
+    leave_open(s, y, extras)
+    if extras ~= nil then return y, extras end
+    return y
+  end
   options = spread(plan.children, plan.by_name, options, {}, container.type)
   return scope.run(plan.forward_with_options or compile(plan, true), plan, x, options)
 end
+
+scope.owner = core.forward
 
 --- A forward that keeps what it records, for get_recorded_tensor. What another call kept before is dropped.
 ---@param container resin.nn.Module

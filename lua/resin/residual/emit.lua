@@ -6,10 +6,10 @@
 --   r1, v1 = x, C.rs_tensor_version(x.h)
 --   keys[depth] = 2
 --   y, a, b, c = module[2]:forward(x)
---   if y ~= x then if x.s == here and x ~= r1 then free(x) end; x = y end
+--   if y ~= x then if x.s == here and x ~= r1 then free(here, x) end; x = y end
 --   keys[depth] = 3
 --   y = combined(plan, 3, r1, v1, x)
---   if r1 ~= y and r1.s == here then free(r1) end
+--   if r1 ~= y and r1.s == here then free(here, r1) end
 --   x = y
 --
 -- keys[depth] is the step that runs, for messages.
@@ -50,7 +50,7 @@ local TEXT = {
   if module[$i].inplace then
     y = for_writing(x, $live)
     if y ~= x then
-      if x.s == here$not_live and not (kept and kept[x]) then free(x) end
+      if x.s == here$not_live and not (kept and kept[x]) then free(here, x) end
       x = y
     end
   end
@@ -61,7 +61,7 @@ local TEXT = {
   if a ~= nil then extras, kept = more(plan, $i, extras, kept, a, b, c) end
   if y ~= x then
     if getmetatable(y) ~= Tensor then wrong(plan, $i, y) end
-    if x.s == here$not_live and not (kept and kept[x]) then free(x) end
+    if x.s == here$not_live and not (kept and kept[x]) then free(here, x) end
     x = y
   end
 ]],
@@ -87,15 +87,15 @@ local TEXT = {
   join = [[
   keys[depth] = $i
   y = joined(plan, $i, {$rs}, {$vs}, x)
-  if x ~= y and x.s == here$not_live and not (kept and kept[x]) then free(x) end
+  if x ~= y and x.s == here$not_live and not (kept and kept[x]) then free(here, x) end
 ]],
   apply = [[
   keys[depth] = $i
   y = combined(plan, $i, $r, $v, x)
-  if x ~= y and x.s == here$not_live and not (kept and kept[x]) then free(x) end
+  if x ~= y and x.s == here$not_live and not (kept and kept[x]) then free(here, x) end
 ]],
   release = [[
-  if $r ~= y and $r.s == here$not_others and not (kept and kept[$r]) then free($r) end
+  if $r ~= y and $r.s == here$not_others and not (kept and kept[$r]) then free(here, $r) end
   $r = nil
 ]],
 }
