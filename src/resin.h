@@ -220,9 +220,9 @@ RS_API void      rs_trace_abort(rs_ctx *ctx);
 RS_API int       rs_is_tracing(const rs_ctx *ctx);
 /*
 ** Rewrites a program so that it computes the same faster; before its first workspace. Bit i of `passes` stands for the pass
-** rs_pass_name(i); ~0u runs all.
+** rs_pass_name(i); ~0u runs all. dtype: RS_F32, or RS_BF16 to convolve and multiply in bf16 with sums in f32 where that pays.
 */
-RS_API rs_status rs_program_optimize(rs_program *p, unsigned passes);
+RS_API rs_status rs_program_optimize(rs_program *p, unsigned passes, int dtype);
 RS_API int         rs_pass_count(void);
 RS_API const char *rs_pass_name(int index);
 RS_API void      rs_program_release(rs_program *p);

@@ -204,7 +204,7 @@ local function make_entry(self, list, static, n, grads, returned)
   entry.template = {}
   for i = 1, returned.n do entry.template[i] = template(returned[i], count) end
   entry.single = returned.n == 1 and getmetatable(entry.template[1]) == Place
-  local rc = C.rs_program_optimize(entry.program, self.passes)
+  local rc = C.rs_program_optimize(entry.program, self.passes, self.dtype)
   if rc == 0 then
     local beside = self.entries[1] and self.entries[1].workspace
     scope.collect()                    -- what the recording made and nobody holds
@@ -418,7 +418,7 @@ end
 
 -- ---- making one ------------------------------------------------------------------------------------------------------------
 
-local OPTIONS = {"max_programs", "passes"}
+local OPTIONS = {"max_programs", "passes", "precision"}
 
 -- Bits of the passes to run: all, none (false), or a list of names.
 local function pass_mask(given)
@@ -437,6 +437,12 @@ local function pass_mask(given)
   return mask
 end
 
+local function precision_code(given)
+  if given == nil or given == "f32" then return C.RS_F32 end
+  if given ~= "bf16" then check.fail('compile: precision must be "f32" or "bf16", got %s', check.describe(given)) end
+  return C.RS_BF16
+end
+
 --- Makes a program of a module or a function: recorded once per combination of shapes and dtypes of its tensor arguments, then
 --- replayed as one C call, with the same results. A function may contain backward and an optimiser's step: a whole training step is
 --- one call. Parameters, optimiser state, buffers, random state and learning rates are read and written at each run. Everything
@@ -444,7 +450,8 @@ end
 --- Results carry no gradient. A module in training mode runs as it is while gradients are on; compile the whole step instead.
 --- The first call of a function runs as it is, the second records.
 ---@param fn function|resin.nn.Module
----@param options? table max_programs = 8 (recordings kept); passes = true (all), false (none) or a list of names
+---@param options? table max_programs = 8 (recordings kept); passes = true (all), false (none) or a list of names; precision = "f32",
+---or "bf16" to convolve and multiply in bf16 with sums in f32
 ---@return resin.Compiled
 local function compile(fn, options)
   local module = class.is_module(fn) and fn or nil
@@ -452,7 +459,7 @@ local function compile(fn, options)
   options = check.options(options, OPTIONS, "compile")
   local self = {entries = {}, version = structure.version, mode = structure.mode, tries = 0, recorded = 0, module = module,
                 warm = module ~= nil, max_programs = check.integer(options.max_programs or 8, "compile: max_programs", 1, 1024),
-                passes = pass_mask(options.passes)}
+                passes = pass_mask(options.passes), dtype = precision_code(options.precision)}
   self.fn = module and function(...) return module(...) end or fn
   return setmetatable(self, Compiled)
 end

@@ -24,15 +24,35 @@ rs_status rsi_onednn_create(rsi_onednn **out);
 void      rsi_onednn_destroy(rsi_onednn *cache);      /* NULL is allowed; nothing may be running */
 
 typedef enum rsi_conv_kind { RSI_CONV_FORWARD, RSI_CONV_DATA, RSI_CONV_WEIGHT } rsi_conv_kind;
+enum { RSI_CONV_NO_ACT, RSI_CONV_RELU, RSI_CONV_RELU6 };       /* what is applied at the end of a forward convolution */
 
 /*
-** A convolution in f32 on plain images, or the gradient of one: forward (a = x, b = weight, out = y), data (a = g, b = weight,
-** out = gradient of x), weight (a = x, b = g, out = gradient of weight). `threads` is how many may work; the results do
-** not depend on it. Scratch made for more threads than run is accepted. bias: for forward, or NULL.
+** A convolution, or the gradient of one, and how its operands lie: x: [n, c, h, w] and y: [n, o, oh, ow] are block images
+** (ops/conv_block.c; block 1 is plain) of dtype f32 or bf16, w is plain f32, or packed (forward only). No padding: compared as bytes.
 */
-bool      rsi_onednn_conv_accepts(rsi_onednn *cache, rsi_conv_kind kind, const rsi_conv_shape *s, bool bias);
-size_t    rsi_onednn_conv_scratch(rsi_onednn *cache, rsi_conv_kind kind, const rsi_conv_shape *s, bool bias, int threads);
-rs_status rsi_onednn_conv_run(const rsi_exec *x, rsi_conv_kind kind, const rsi_conv_shape *s, const float *a, const float *b,
-                              const float *bias, float *out, void *scratch);
+typedef struct rsi_conv_call {
+  int64_t kind;
+  rsi_conv_shape s;
+  int64_t x_block, x_dtype, y_block, y_dtype;
+  int64_t packed, bias, residual, act;
+} rsi_conv_call;
+
+/* x, w, y: the operands or their gradients, one of them the result. Forward: y = act(conv + bias + residual), residual as y. */
+typedef struct rsi_conv_data {
+  void *x, *w, *y;
+  const void *bias, *residual;   /* f32 [o]; NULL: none. The residual may be y itself */
+} rsi_conv_data;
+
+/* `threads` is how many may work; the results do not depend on it. Scratch made for more threads than run is accepted. */
+bool      rsi_onednn_conv_accepts(rsi_onednn *cache, const rsi_conv_call *call);
+size_t    rsi_onednn_conv_scratch(rsi_onednn *cache, const rsi_conv_call *call, int threads);
+rs_status rsi_onednn_conv_run(const rsi_exec *x, const rsi_conv_call *call, const rsi_conv_data *data, void *scratch);
+
+/* Weights for a call with packed set: bytes that one run of pack writes, and a mark of their layout. 0: not accepted. */
+size_t    rsi_onednn_pack_bytes(rsi_onednn *cache, const rsi_conv_call *call, uint64_t *layout);
+rs_status rsi_onednn_pack_run(const rsi_exec *x, const rsi_conv_call *call, const float *weight, void *packed);
+
+/* The block in which this machine convolves images of so many channels fastest: 16, 8, channels (NHWC) or 0, where none is better. */
+int64_t   rsi_onednn_block(int dtype, int64_t channels);
 
 #endif

@@ -13,7 +13,8 @@
 ** gemm_body.h holds the text for one element type and is included for float and for double.
 */
 #include "kernels/gemm.h"
-#include "kernels/isa.h"
+#include "kernels/bf16.h"
+#include "kernels/gemm_end.h"
 #include <string.h>
 #if RSI_ISA_LEVEL > 0
 #include <immintrin.h>
@@ -67,7 +68,10 @@ static size_t scratch(int64_t m, int64_t n, int64_t k, size_t item) {
 #define T float
 #define NAME(x) s##x
 #define LANES RSI_LANES
+#define FINISH RSI_ISA(rsi_gemm_end_f32)
 #include "kernels/gemm_body.h"
+#include "kernels/gemm_panels.h"
+#undef FINISH
 #undef T
 #undef NAME
 #undef LANES
@@ -75,10 +79,16 @@ static size_t scratch(int64_t m, int64_t n, int64_t k, size_t item) {
 #define T double
 #define NAME(x) d##x
 #define LANES (RSI_LANES / 2)
+#define FINISH RSI_ISA(rsi_gemm_end_f64)
 #include "kernels/gemm_body.h"
+#undef FINISH
 #undef T
 #undef NAME
 #undef LANES
 
 extern const rsi_k_gemm RSI_ISA(rsi_k_gemm);
-const rsi_k_gemm RSI_ISA(rsi_k_gemm) = {.sgemm = sgemm, .dgemm = dgemm, .scratch = scratch};
+const rsi_k_gemm RSI_ISA(rsi_k_gemm) = {
+  .sgemm = sgemm, .dgemm = dgemm, .sgemm_end = sgemm_end, .dgemm_end = dgemm_end,
+  .f32_end = RSI_ISA(rsi_gemm_end_f32), .f64_end = RSI_ISA(rsi_gemm_end_f64), .scratch = scratch,
+  .panels = spanels, .panels_bf16 = spanels_bf16, .pack_panels = spack_panels,
+};

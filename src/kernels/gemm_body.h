@@ -192,25 +192,36 @@ static void NAME(pack)(int64_t depth, int64_t width, int64_t unit, const T *from
 
 /* ---- the loops around it --------------------------------------------------------------------------------------------- */
 
-/* c: [m, n] += a: [m, k] x b: [k, n] for one block. a is in panels of MR rows when packed_a, b in panels of NR columns. */
+/* The mask and the tile for a strip of `width` columns, at most NR. */
+static NAME(tile_fn) *NAME(strip_of)(int64_t width, MASK *mask) {
+  const int64_t last = (width - 1) % LANES + 1;
+  *mask = NAME(mask_of)(last);
+  return width > LANES ? last == LANES ? NAME(strip2) : NAME(strip2_part) : last == LANES ? NAME(strip1) : NAME(strip1_part);
+}
+
+/*
+** c: [m, n] += a: [m, k] x b: [k, n] for one block. a is in panels of MR rows when packed_a, b in panels of NR columns.
+** `end`, when there is one, is done to each strip of c at once; the block begins at (row, column) of the result.
+*/
 static void NAME(block)(int64_t m, int64_t n, int64_t k, const T *a, int64_t ars, int64_t acs, bool packed_a, const T *b,
-                        int64_t brs, bool packed_b, int beta, T *c, int64_t ldc) {
+                        int64_t brs, bool packed_b, int beta, T *c, int64_t ldc, const rsi_gemm_end *end, int64_t row,
+                        int64_t column) {
   for (int64_t j = 0; j < n; j += NR) {
-    const int64_t width = smaller(NR, n - j), last = (width - 1) % LANES + 1;
-    NAME(tile_fn) *const strip = width > LANES ? last == LANES ? NAME(strip2) : NAME(strip2_part)
-                                               : last == LANES ? NAME(strip1) : NAME(strip1_part);
-    const MASK mask = NAME(mask_of)(last);
+    const int64_t width = smaller(NR, n - j);
+    MASK mask;
+    NAME(tile_fn) *const strip = NAME(strip_of)(width, &mask);
     const T *const bj = packed_b ? b + j * k : b + j;
     for (int64_t i = 0; i < m; i += MR) {
       const T *const ai = packed_a ? a + i * k : a + i * ars;
       strip(smaller(MR, m - i), k, ai, packed_a ? 1 : ars, packed_a ? MR : acs, bj, packed_b ? NR : brs, mask, beta,
             c + i * ldc + j, ldc);
     }
+    if (end != NULL) FINISH(end, row, column + j, m, width, c + j, ldc);
   }
 }
 
 static void NAME(blocked)(int64_t m, int64_t n, int64_t k, const T *a, int64_t ars, int64_t acs, const T *b, int64_t brs,
-                          int64_t bcs, int beta, T *c, int64_t ldc, T *scratch) {
+                          int64_t bcs, int beta, T *c, int64_t ldc, const rsi_gemm_end *end, T *scratch) {
   const bool pack_b = bcs != 1 || (m >= PACK_SIDE && n * k >= PACK_AREA);
   const bool pack_a = acs != 1 && ((n >= 8 * PACK_SIDE && m * k >= PACK_AREA) || (ars != 1 && n >= PACK_SIDE));
   for (int64_t j = 0; j < n; j += NC) {
@@ -230,7 +241,8 @@ static void NAME(blocked)(int64_t m, int64_t n, int64_t k, const T *a, int64_t a
           NAME(pack)(depth, height, MR, aa, acs, ars, room);
           aa = room;
         }
-        NAME(block)(height, width, depth, aa, ars, acs, pack_a, bb, brs, pack_b, beta || p > 0, c + i * ldc + j, ldc);
+        NAME(block)(height, width, depth, aa, ars, acs, pack_a, bb, brs, pack_b, beta || p > 0, c + i * ldc + j, ldc,
+                    p + depth == k ? end : NULL, i, j);
       }
     }
   }
@@ -401,22 +413,27 @@ static void NAME(thin)(int64_t n, int64_t k, const T *x, int64_t xs, const T *b,
 
 /* ---- the choice ------------------------------------------------------------------------------------------------------ */
 
-static void NAME(gemm)(int64_t m, int64_t n, int64_t k, const T *a, int64_t ars, int64_t acs, const T *b, int64_t brs,
-                       int64_t bcs, int beta, T *c, int64_t ldc, void *room) {
+static void NAME(gemm_end)(int64_t m, int64_t n, int64_t k, const T *a, int64_t ars, int64_t acs, const T *b, int64_t brs,
+                           int64_t bcs, int beta, T *c, int64_t ldc, const rsi_gemm_end *end, void *room) {
   _Alignas(64) char stack[STACK];
   if (m <= 0 || n <= 0) return;
   if (k <= 0) {
     for (int64_t i = 0; i < m && !beta; i++) memset(c + i * ldc, 0, (size_t)n * sizeof(T));
-    return;
-  }
-  if (m == 1) {
+  } else if (m == 1) {
     NAME(thin)(n, k, a, acs, b, brs, bcs, beta, c, 1);
   } else if (n == 1) {
     NAME(thin)(m, k, b, brs, a, acs, ars, beta, c, ldc);
   } else if (acs == 1 && brs == 1 && ((m <= 32 && k >= 8 * m) || (n <= 12 && k >= 64))) {
     NAME(dots)(m, n, k, a, ars, b, bcs, beta, c, ldc, 1);
   } else {
-    NAME(blocked)(m, n, k, a, ars, acs, b, brs, bcs, beta, c, ldc,
+    NAME(blocked)(m, n, k, a, ars, acs, b, brs, bcs, beta, c, ldc, end,
                   scratch(m, n, k, sizeof(T)) == 0 ? (T *)(void *)stack : room);
+    return;
   }
+  if (end != NULL) FINISH(end, 0, 0, m, n, c, ldc);
+}
+
+static void NAME(gemm)(int64_t m, int64_t n, int64_t k, const T *a, int64_t ars, int64_t acs, const T *b, int64_t brs,
+                       int64_t bcs, int beta, T *c, int64_t ldc, void *room) {
+  NAME(gemm_end)(m, n, k, a, ars, acs, b, brs, bcs, beta, c, ldc, NULL, room);
 }

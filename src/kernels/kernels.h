@@ -17,6 +17,8 @@
 #include "kernels/attention.h"
 #include "kernels/activation.h"
 #include "kernels/rms.h"
+#include "kernels/block_norm.h"
+#include "kernels/block_pool.h"
 
 typedef struct rsi_kernels {
   rsi_isa_level             level;
@@ -30,6 +32,8 @@ typedef struct rsi_kernels {
   const rsi_k_attention    *attention;
   const rsi_k_activation   *activation;
   const rsi_k_rms          *rms;
+  const rsi_k_block_norm   *block_norm;
+  const rsi_k_block_pool   *block_pool;
 } rsi_kernels;
 
 /* The table of a level; falls back to the next lower one that is compiled in. */

@@ -12,6 +12,8 @@ extern const rsi_k_activation  RSI_ISA(rsi_k_activation);
 extern const rsi_k_rms         RSI_ISA(rsi_k_rms);
 extern const rsi_k_rnn         RSI_ISA(rsi_k_rnn);
 extern const rsi_k_attention   RSI_ISA(rsi_k_attention);
+extern const rsi_k_block_norm  RSI_ISA(rsi_k_block_norm);
+extern const rsi_k_block_pool  RSI_ISA(rsi_k_block_pool);
 extern const rsi_kernels       RSI_ISA(rsi_kernels);
 
 const rsi_kernels RSI_ISA(rsi_kernels) = {
@@ -26,4 +28,6 @@ const rsi_kernels RSI_ISA(rsi_kernels) = {
   .attention = &RSI_ISA(rsi_k_attention),
   .activation = &RSI_ISA(rsi_k_activation),
   .rms = &RSI_ISA(rsi_k_rms),
+  .block_norm = &RSI_ISA(rsi_k_block_norm),
+  .block_pool = &RSI_ISA(rsi_k_block_pool),
 };

@@ -219,7 +219,7 @@ typedef struct job {
   plan p;
   const rsi_kernels    *k;
   const rsi_conv_loops *loops;
-  const char *a, *b, *bias;      /* a and b as in rsi_onednn_conv_run */
+  const char *a, *b, *bias;      /* a: x, or the gradient of y; b: weight, or the gradient of y */
   char       *out;
 } job;
 
@@ -385,22 +385,30 @@ static bool unfold_is_faster(const rsi_conv_shape *s, rsi_conv_kind kind) {
   return kind == RSI_CONV_FORWARD ? s->c * s->kh * s->kw <= THIN_DEPTH : s->c <= THIN_CHANNELS;
 }
 
+/* Plain images are block images of blocks of one. */
+static rsi_conv_call plain_call(const rsi_call *c, rsi_conv_kind kind) {
+  return (rsi_conv_call){.kind = kind, .s = shape_of(c, kind), .x_block = 1, .x_dtype = RS_F32, .y_block = 1, .y_dtype = RS_F32,
+                         .bias = kind == RSI_CONV_FORWARD && c->in[2] != NULL};
+}
+
 static bool onednn_accepts(const rsi_call *c, rsi_conv_kind kind) {
   if (c->x->onednn == NULL) return false;
-  const rsi_conv_shape s = shape_of(c, kind);
-  if (unfold_is_faster(&s, kind)) return false;
-  return rsi_onednn_conv_accepts(c->x->onednn, kind, &s, kind == RSI_CONV_FORWARD && c->in[2] != NULL);
+  const rsi_conv_call call = plain_call(c, kind);
+  return !unfold_is_faster(&call.s, kind) && rsi_onednn_conv_accepts(c->x->onednn, &call);
 }
 
 static size_t onednn_scratch(const rsi_call *c, rsi_conv_kind kind) {
-  const rsi_conv_shape s = shape_of(c, kind);
-  return rsi_onednn_conv_scratch(c->x->onednn, kind, &s, kind == RSI_CONV_FORWARD && c->in[2] != NULL, rsi_pool_threads(c->x->pool));
+  const rsi_conv_call call = plain_call(c, kind);
+  return rsi_onednn_conv_scratch(c->x->onednn, &call, rsi_pool_threads(c->x->pool));
 }
 
 static rs_status onednn_run(const rsi_call *c, rsi_conv_kind kind) {
-  const rsi_conv_shape s = shape_of(c, kind);
-  const rs_tensor *const bias = kind == RSI_CONV_FORWARD ? c->in[2] : NULL;
-  return rsi_onednn_conv_run(c->x, kind, &s, c->in[0]->data, c->in[1]->data, bias ? bias->data : NULL, c->out[0]->data, c->scratch);
+  const rsi_conv_call call = plain_call(c, kind);
+  const rs_tensor *const bias = call.bias ? c->in[2] : NULL;
+  void *const a = c->in[0]->data, *const b = c->in[1]->data, *const out = c->out[0]->data;
+  const rsi_conv_data data = {.x = kind == RSI_CONV_DATA ? out : a, .w = kind == RSI_CONV_WEIGHT ? out : b,
+                              .y = kind == RSI_CONV_FORWARD ? out : kind == RSI_CONV_DATA ? a : b, .bias = bias ? bias->data : NULL};
+  return rsi_onednn_conv_run(c->x, &call, &data, c->scratch);
 }
 
 /* ---- kernel tables --------------------------------------------------------------------------------------------------- */

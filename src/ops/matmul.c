@@ -19,7 +19,9 @@ enum {
 };
 
 typedef struct plan {
-  const void *a, *b, *bias;               /* bias: [n] or NULL */
+  const void *a, *b;
+  rsi_gemm_end end;                       /* of a product; what is NULL or none in it costs nothing */
+  const void *bias;                       /* [n] with a stride of its own, put into the result first; or NULL */
   void   *out;                            /* [batch, m, n], rows ldc elements apart */
   int     dtype, beta;                    /* beta: added to what is there */
   int64_t ldc, bias_stride;
@@ -68,7 +70,8 @@ static void operands_of_linear(plan *p, const rsi_call *c) {
   const int nx = x->ndim;
   p->a = x->data;
   p->b = w->data;
-  if (c->in[2]) p->bias = c->in[2]->data, p->bias_stride = c->in[2]->strides[0];
+  if (c->in[2] && c->in[2]->strides[0] == 1) p->end.bias = c->in[2]->data;
+  else if (c->in[2]) p->bias = c->in[2]->data, p->bias_stride = c->in[2]->strides[0];
   p->k = x->shape[nx - 1];
   p->acs = x->strides[nx - 1];
   p->m = nx > 1 ? x->shape[nx - 2] : 1;
@@ -143,19 +146,23 @@ static bool leading(int64_t rows, int64_t columns, int64_t rs, int64_t cs, bool 
   return (rs == 1 || rows == 1) && (cs >= larger(rows, 1) || columns == 1);
 }
 
+static bool has_end(const rsi_gemm_end *end) { return end->act != RSI_ACT_NONE || end->bias || end->residual; }
+
 /* c: [m, n] (+)= a x b for one block, by whom the job says. */
 #define MULTIPLY(name, T, ours, blas_gemm)                                                                                  \
-  static void name(const job *j, int64_t m, int64_t n, const T *a, const T *b, int beta, T *c, void *scratch) {             \
+  static void name(const job *j, int64_t m, int64_t n, const T *a, const T *b, int beta, T *c, const rsi_gemm_end *end,     \
+                   void *scratch) {                                                                                         \
     const plan *const p = j->p;                                                                                             \
     bool ta, tb;                                                                                                            \
     int64_t lda, ldb;                                                                                                       \
     if (!j->blas || p->k == 0) {                                                                                            \
-      j->x->k->gemm->ours(m, n, p->k, a, p->ars, p->acs, b, p->brs, p->bcs, beta, c, p->ldc, scratch);                      \
+      j->x->k->gemm->ours(m, n, p->k, a, p->ars, p->acs, b, p->brs, p->bcs, beta, c, p->ldc, end, scratch);                 \
       return;                                                                                                               \
     }                                                                                                                       \
     leading(p->m, p->k, p->ars, p->acs, &ta, &lda);                                                                         \
     leading(p->k, p->n, p->brs, p->bcs, &tb, &ldb);                                                                         \
     blas_gemm(ta, tb, m, n, p->k, a, lda, b, ldb, beta, c, p->ldc);                                                         \
+    if (end) j->x->k->gemm->name##_end(end, 0, 0, m, n, c, p->ldc);                                                         \
   }                                                                                                                         \
   static void name##_bias(const plan *p, int64_t m, int64_t n, int64_t first, T *c) {                                       \
     const int64_t s = p->bias_stride;                                                                                       \
@@ -169,11 +176,14 @@ static bool leading(int64_t rows, int64_t columns, int64_t rs, int64_t cs, bool 
                            void *scratch) {                                                                                 \
     const plan *const p = j->p;                                                                                             \
     T *const to = (T *)p->out + c;                                                                                          \
+    rsi_gemm_end end = p->end;                                                                                              \
+    if (end.bias) end.bias = (const T *)end.bias + first;                                                                   \
+    if (end.residual) end.residual = (const T *)end.residual + (c / p->ldc * end.stride + c % p->ldc);                      \
     if (p->bias) name##_bias(p, m, n, first, to);                                                                           \
-    name(j, m, n, (const T *)p->a + a, (const T *)p->b + b, p->beta || p->bias, to, scratch);                               \
+    name(j, m, n, (const T *)p->a + a, (const T *)p->b + b, p->beta || p->bias, to, has_end(&end) ? &end : NULL, scratch);  \
   }
-MULTIPLY(multiply_f32, float, sgemm, rsi_blas_sgemm)
-MULTIPLY(multiply_f64, double, dgemm, rsi_blas_dgemm)
+MULTIPLY(f32, float, sgemm_end, rsi_blas_sgemm)
+MULTIPLY(f64, double, dgemm_end, rsi_blas_dgemm)
 
 static void run_item(const job *j, int64_t item, void *scratch) {
   const plan *const p = j->p;
@@ -186,8 +196,8 @@ static void run_item(const job *j, int64_t item, void *scratch) {
   }
   const int64_t at = (product * p->m + row) * p->ldc + column;
   const int64_t m = smaller(p->block_m, p->m - row), n = smaller(p->block_n, p->n - column);
-  if (p->dtype == RS_F32) multiply_f32_block(j, a, b, at, m, n, column, scratch);
-  else multiply_f64_block(j, a, b, at, m, n, column, scratch);
+  if (p->dtype == RS_F32) f32_block(j, a, b, at, m, n, column, scratch);
+  else f64_block(j, a, b, at, m, n, column, scratch);
 }
 
 static void run_groups(void *arg, int64_t first, int64_t last) {
@@ -249,13 +259,20 @@ size_t rsi_product_scratch(const rsi_exec *x, int dtype, int64_t m, int64_t n, i
   return (size_t)p.groups * group_scratch(&p, x);
 }
 
-void rsi_product(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k, const void *a, int64_t ars, int64_t acs,
-                 const void *b, int64_t brs, int64_t bcs, int beta, void *c, int64_t ldc, void *scratch) {
-  plan p = {.a = a, .b = b, .out = c, .dtype = dtype, .beta = beta, .ldc = ldc, .batch = 1, .m = m, .n = n, .k = k,
+void rsi_product_end(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k, const void *a, int64_t ars, int64_t acs,
+                     const void *b, int64_t brs, int64_t bcs, int beta, void *c, int64_t ldc, const rsi_gemm_end *end,
+                     void *scratch) {
+  plan p = {.end = *end, .a = a, .b = b, .out = c, .dtype = dtype, .beta = beta, .ldc = ldc, .batch = 1, .m = m, .n = n, .k = k,
             .ars = ars, .acs = acs, .brs = brs, .bcs = bcs};
   if (m == 0 || n == 0) return;
   cut(&p, x);
   run_plan(x, &p, false, scratch);
+}
+
+void rsi_product(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k, const void *a, int64_t ars, int64_t acs,
+                 const void *b, int64_t brs, int64_t bcs, int beta, void *c, int64_t ldc, void *scratch) {
+  const rsi_gemm_end none = {0};
+  rsi_product_end(x, dtype, m, n, k, a, ars, acs, b, brs, bcs, beta, c, ldc, &none, scratch);
 }
 
 static const rsi_kernel kernels[] = {

@@ -125,7 +125,7 @@ enum {                                /* traits */
 
 /*
 ** A test sample. `inputs`, separated by commas: KIND SHAPE RANGE, for example "f2x3", "f2x3@0.1:2" (floats in a range),
-** "i4@0:9" (i64, inclusive, as C counts), "j4@0:9" (i32), "b2x3" (bools), "f" (0-d), "f0x3" (empty), "-" (left out),
+** "i4@0:9" (i64, inclusive, as C counts), "j4@0:9" (i32), "u4@0:9" (u8), "b2x3" (bools), "f" (0-d), "f0x3" (empty), "-" (left out),
 ** "d2x3" (floats all distinct, away from ties). Default range of f: -1:1. attrs: a static struct or NULL for the defaults.
 */
 typedef struct rsi_sample {
@@ -140,6 +140,7 @@ struct rs_op {
   const char *inputs;                  /* "x,weight,bias?" ; variadic: "tensors..." */
   uint8_t     nin_min, nin_max, nout;  /* nin_max RSI_VARIADIC: any number */
   uint8_t     nout_public;             /* outputs that a Lua caller sees; 0: all. The others are kept for backward */
+  uint8_t     over;                    /* 1 + the input whose place a program may give to output 0; 0: none (or, element-wise, 0) */
   uint32_t    traits, dtypes;          /* dtypes: of in[0], or of the result when there is no input */
   const rsi_attr *attrs;
   int         nattrs, attrs_size;

@@ -12,5 +12,9 @@ size_t rsi_product_scratch(const rsi_exec *x, int dtype, int64_t m, int64_t n, i
 /* c: [m, n] = (beta ? c : 0) + a: [m, k] x b: [k, n], f32 or f64, with strides in elements as rsi_k_gemm takes them. */
 void rsi_product(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k, const void *a, int64_t ars, int64_t acs,
                  const void *b, int64_t brs, int64_t bcs, int beta, void *c, int64_t ldc, void *scratch);
+/* The same, with an end; its bias and residual are of `dtype`. */
+void rsi_product_end(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k, const void *a, int64_t ars, int64_t acs,
+                     const void *b, int64_t brs, int64_t bcs, int beta, void *c, int64_t ldc, const rsi_gemm_end *end,
+                     void *scratch);
 
 #endif

@@ -146,6 +146,12 @@ void rsi_edit_keep(rsi_edit *e, int k) {
   if (e->status != RS_OK) return;
   for (int a = 0; a < i->nin; a++) i->ids[a] = rsi_edit_id(e, i->ids[a]);
   if (i->inplace) i->ids[i->nin] = i->ids[0];
+  if (!i->kernel) {                    /* a view follows what it is taken of */
+    rsi_value *const v = &p->values[i->ids[i->nin]];
+    const rsi_value *const of = &p->values[i->ids[0]];
+    v->base = of->base;
+    v->offset = of->offset + v->delta;
+  }
   p->instrs[p->ninstrs++] = *i;
   i->ids = NULL;                       /* moved */
   i->attrs = NULL;
@@ -175,7 +181,8 @@ static rs_status set_view(rs_program *p, const rsi_call *c, rsi_instr *i, int *i
   const rsi_value *const of = &p->values[i->ids[0]];
   v->kind = RSI_V_VIEW;
   v->base = of->base;
-  v->offset = of->offset + offset * (int64_t)rsi_dtype_size[of->desc.dtype];
+  v->delta = offset * (int64_t)rsi_dtype_size[of->desc.dtype];
+  v->offset = of->offset + v->delta;
   memcpy(v->strides, strides, sizeof v->strides);
   return RS_OK;
 }

@@ -17,7 +17,7 @@ typedef struct rsi_value {
   uint8_t    kind;
   bool       kept;                     /* a result: has a tensor of its own in each workspace */
   int        base;                     /* itself unless it is a view */
-  int64_t    offset;
+  int64_t    offset, delta;            /* delta: of a view, from where the value begins that it was taken of */
   rsi_desc   desc;
   int64_t    strides[RS_MAX_DIMS];
   rs_tensor *bound;                    /* RSI_V_BOUND: the tensor, one reference */
@@ -60,7 +60,7 @@ struct rs_program {
   int             nvalues, values_capacity, ninstrs, instrs_capacity, nleaves, leaves_capacity, ninputs, noutputs;
   int             nprologue;
   bool            writes_inputs;       /* an instruction writes to an argument in place */
-  bool            planned;
+  bool            planned, half;       /* half: bf16 where it pays */
   int64_t         arena_bytes, prologue_bytes;
 };
 
@@ -138,6 +138,8 @@ void    rsi_attrs_sizes(rsi_attr_set *a, const char *name, int n, const int64_t 
 
 rs_status rsi_pass_ssa(rs_program *p);          /* ssa.c: no writes in place into temporaries */
 rs_status rsi_pass_clean(rs_program *p);        /* clean.c: dead and repeated instructions */
+rs_status rsi_pass_fold(rs_program *p);         /* fold.c: batch norm into the convolution before it */
+rs_status rsi_pass_layout(rs_program *p);       /* layout.c: images in block form; convolution, batch norm, sum and ReLU in one */
 rs_status rsi_pass_hoist(rs_program *p);        /* hoist.c: what depends on bindings alone goes into the prologue */
 /* Which bases are fixed between runs: bindings that nothing writes, and what is made of such alone. [nvalues] */
 void      rsi_fixed(const rs_program *p, const rsi_facts *f, bool *fixed);

@@ -10,6 +10,9 @@ typedef struct pass {
 static const pass passes[] = {
   {"ssa", rsi_pass_ssa},
   {"clean", rsi_pass_clean},
+  {"fold", rsi_pass_fold},
+  {"layout", rsi_pass_layout},
+  {"tidy", rsi_pass_clean},
   {"hoist", rsi_pass_hoist},
 };
 enum { PASSES = (int)(sizeof passes / sizeof *passes) };
@@ -17,8 +20,10 @@ enum { PASSES = (int)(sizeof passes / sizeof *passes) };
 int rs_pass_count(void) { return PASSES; }
 const char *rs_pass_name(int index) { return index >= 0 && index < PASSES ? passes[index].name : NULL; }
 
-rs_status rs_program_optimize(rs_program *p, unsigned mask) {
+rs_status rs_program_optimize(rs_program *p, unsigned mask, int dtype) {
   RSI_CHECK(!p->planned, RS_ERR_STATE, "optimize: the program has a workspace already");
+  RSI_CHECK(dtype == RS_F32 || dtype == RS_BF16, RS_ERR_DTYPE, "optimize: the dtype must be f32 or bf16, not %s", rs_dtype_name(dtype));
+  p->half = dtype == RS_BF16;
   for (int i = 0; i < PASSES; i++)
     if (mask >> i & 1u) RSI_TRY(passes[i].run(p));
   return RS_OK;

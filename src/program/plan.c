@@ -1,7 +1,7 @@
 /*
 ** The memory plan: every temporary gets a place in one block, the arena, so that two that live at the same time never overlap.
 ** Largest first, each at the lowest place that is free while it lives. What an element-wise instruction makes takes the place of
-** its first input when that one dies there. What the prologue makes lies in a block of its own, which outlives the runs.
+** its first input (or of the one that the op names) when that one dies there. What the prologue makes lies in a block of its own, which outlives the runs.
 */
 #include "program/internal.h"
 #include <stdlib.h>
@@ -49,18 +49,19 @@ static void lifetimes(rs_program *p) {
 
 static bool planned(const rsi_value *v) { return v->kind == RSI_V_TEMP && !v->kept && v->first >= 0; }
 
-/* May out take the place of in[0] in instruction k? */
-static bool takes_over(const rs_program *p, const rsi_instr *i, int k) {
-  if (!(i->op->traits & RSI_T_ELEMENTWISE) || i->inplace || i->nout != 1 || i->nin < 1 || i->ids[0] < 0) return false;
-  const int in = i->ids[0], out = i->ids[i->nin];
+/* The input whose place output 0 of instruction k may take, as a value; -1: none. */
+static int takes_over(const rs_program *p, const rsi_instr *i, int k) {
+  const int which = i->op->traits & RSI_T_ELEMENTWISE ? 0 : i->op->over - 1;
+  if (i->inplace || which < 0 || which >= i->nin || i->ids[which] < 0) return -1;
+  const int in = i->ids[which], out = i->ids[i->nin];
   const rsi_value *const a = &p->values[in], *const b = &p->values[out];
-  if (a->base != in || b->base != out || !planned(a) || !planned(b) || a->last != k || b->first != k) return false;
-  if (a->first < p->nprologue || bytes_of(a) != bytes_of(b) || a->desc.dtype != b->desc.dtype || a->desc.ndim != b->desc.ndim) return false;
+  if (a->base != in || b->base != out || !planned(a) || !planned(b) || a->last != k || b->first != k) return -1;
+  if (a->first < p->nprologue || bytes_of(a) != bytes_of(b) || a->desc.dtype != b->desc.dtype || a->desc.ndim != b->desc.ndim) return -1;
   for (int d = 0; d < a->desc.ndim; d++)
-    if (a->desc.shape[d] != b->desc.shape[d] || (a->desc.shape[d] != 1 && a->strides[d] != b->strides[d])) return false;
-  for (int n = 1; n < i->nin; n++)
-    if (i->ids[n] >= 0 && rsi_base_of(p, i->ids[n]) == in) return false;
-  return true;
+    if (a->desc.shape[d] != b->desc.shape[d] || (a->desc.shape[d] != 1 && a->strides[d] != b->strides[d])) return -1;
+  for (int n = 0; n < i->nin; n++)
+    if (n != which && i->ids[n] >= 0 && rsi_base_of(p, i->ids[n]) == in) return -1;
+  return in;
 }
 
 static int by_size(const void *a, const void *b) {
@@ -100,8 +101,9 @@ static int make_lots(rs_program *p, lot *lots, int *lot_of) {
       const int id = rsi_base_of(p, i->ids[i->nin + j]);
       const rsi_value *const v = &p->values[id];
       if (!planned(v) || lot_of[id] >= 0) continue;
-      if (j == 0 && takes_over(p, i, k)) {
-        lot_of[id] = lot_of[i->ids[0]];
+      const int in = j == 0 ? takes_over(p, i, k) : -1;
+      if (in >= 0) {
+        lot_of[id] = lot_of[in];
         lots[lot_of[id]].last = v->last;
         continue;
       }

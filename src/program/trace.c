@@ -73,7 +73,8 @@ static rs_status add_ids(rsi_trace *t, const rsi_call *c, rsi_instr *instr) {
     rsi_value *const v = &p->values[*id];
     const rsi_value *const of = &p->values[instr->ids[0]];
     v->base = of->base;
-    v->offset = of->offset + ((char *)c->out[j]->data - (char *)c->in[0]->data);
+    v->delta = (char *)c->out[j]->data - (char *)c->in[0]->data;
+    v->offset = of->offset + v->delta;
   }
   return RS_OK;
 }

@@ -1,0 +1,25 @@
+/* What the ops of conv_block.c share with the passes that make them. */
+#ifndef RSI_CONV_BLOCK_H
+#define RSI_CONV_BLOCK_H
+
+#include "ops/op.h"
+
+/*
+** The block in which this machine convolves images of so many channels fastest in f32 or bf16: 16 or 8, `channels` (NHWC), or 0
+** where the plain layout is as good or the dtype is not computed fast. An image of at most 4 channels that is only read by a
+** first convolution is best left plain in f32.
+*/
+int64_t rsi_conv_block_size(const rsi_exec *x, int dtype, int64_t channels);
+
+/* The first bytes of a packed weight. */
+typedef struct rsi_conv_pack_head {
+  uint64_t magic, layout;        /* layout: a mark of the one that oneDNN chose */
+  uint64_t unused[6];
+} rsi_conv_pack_head;
+
+#define RSI_CONV_PACK_PLAIN  0x6e69616c706b6370u
+#define RSI_CONV_PACK_ONEDNN 0x6e6e642e706b6370u
+
+static inline bool rsi_conv_pack_is_plain(const void *data) { return ((const rsi_conv_pack_head *)data)->magic == RSI_CONV_PACK_PLAIN; }
+
+#endif
