@@ -23,7 +23,7 @@ typedef struct rsi_onednn rsi_onednn;
 rs_status rsi_onednn_create(rsi_onednn **out);
 void      rsi_onednn_destroy(rsi_onednn *cache);      /* NULL is allowed; nothing may be running */
 
-typedef enum rsi_conv_kind { RSI_CONV_FORWARD, RSI_CONV_DATA, RSI_CONV_WEIGHT } rsi_conv_kind;
+typedef enum rsi_conv_kind { RSI_CONV_FORWARD, RSI_CONV_DATA, RSI_CONV_WEIGHT, RSI_CONV_IMAGE } rsi_conv_kind;   /* IMAGE: see below */
 enum { RSI_CONV_NO_ACT, RSI_CONV_RELU, RSI_CONV_RELU6 };       /* what is applied at the end of a forward convolution */
 
 /*
@@ -51,6 +51,9 @@ rs_status rsi_onednn_conv_run(const rsi_exec *x, const rsi_conv_call *call, cons
 /* Weights for a call with packed set: bytes that one run of pack writes, and a mark of their layout. 0: not accepted. */
 size_t    rsi_onednn_pack_bytes(rsi_onednn *cache, const rsi_conv_call *call, uint64_t *layout);
 rs_status rsi_onednn_pack_run(const rsi_exec *x, const rsi_conv_call *call, const float *weight, void *packed);
+
+/* Moves images from the form of x to that of y; kind RSI_CONV_IMAGE, s has c, h and w (and n = 1, o = c), accepted by conv_accepts. */
+rs_status rsi_onednn_image_run(const rsi_exec *x, const rsi_conv_call *call, int64_t images, const void *from, void *to);
 
 /* The block in which this machine convolves images of so many channels fastest: 16, 8, channels (NHWC) or 0, where none is better. */
 int64_t   rsi_onednn_block(int dtype, int64_t channels);

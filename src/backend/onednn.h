@@ -169,6 +169,13 @@ dnnl_status_t rsi_onednn_primitive(dnnl_primitive_desc_t desc, dnnl_primitive_t 
 /* The change from o->given to o->used, or back for a result. */
 dnnl_status_t rsi_onednn_reorder(rsi_onednn *t, operand *o, bool result);
 
+/* Of images in blocks of `block`; last: the channels of a pixel lie together if block == channels. undef: oneDNN has no such form. */
+dnnl_format_tag_t rsi_onednn_tag(int64_t block, int64_t channels, bool last);
+
+/* ---- onednn_image.c -------------------------------------------------------------------------------------------------- */
+
+dnnl_status_t rsi_onednn_image_make(rsi_onednn *t, entry *e);
+
 /* ---- onednn_unfold.c ------------------------------------------------------------------------------------------------- */
 
 /* Makes e an entry of its own kind (`unfolded`) if that is faster; dnnl_unimplemented: it is not. */

@@ -13,7 +13,7 @@ static const double WAKE_WORK = 8e6;       /* additions and multiplications that
 static const double SLICE_WORK = 2e7;      /* of a slice, about 0.1 ms */
 static const double FILTER_WORK = 2e8;     /* of a slice that is cut along the filters */
 static const double AMX_FACTOR = 8;        /* the same for bf16, where a product costs less than what lies around it */
-enum { MOST_SLICES = 32, MOST_SUMS = 8, SLICE_CHANNELS = 32, FEW_CHANNELS = 64, SUM_OUTPUTS = 1024, ROW_SLICES = 8, LEAST_ROWS = 4 };
+enum { MOST_SLICES = 32, MOST_SUMS = 8, GOOD_ROWS = 8, SLICE_CHANNELS = 32, FEW_CHANNELS = 64, SUM_OUTPUTS = 1024, LEAST_ROWS = 4 };
 enum { WINOGRAD_SLICES = 4, WINOGRAD_TILES = 64, SLICE_TILES = 512, WINOGRAD_CHANNELS = 32, MANY_TILES = 16 };
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -98,7 +98,7 @@ static void choose(entry *e, dnnl_alg_kind_t *algorithm) {
   if (slices > MOST_SLICES) slices = MOST_SLICES;
   *algorithm = dnnl_convolution_direct;
   e->cut = slices > 1 ? choose_cut(k) : BY_BATCH;
-  if (e->cut == BY_ROWS) slices = least(slices, ROW_SLICES);
+  if (e->cut == BY_ROWS && slices > s->oh / GOOD_ROWS) slices = s->oh < 2 * GOOD_ROWS ? 2 : s->oh / GOOD_ROWS;
   /* Each slice reads all images again. */
   if (slices > 2 && (e->cut == BY_FILTER || e->cut == BY_CHANNEL)) slices = least(slices, (int64_t)(work / FILTER_WORK) + 2);
   if (winograd_possible(k) && choose_winograd(k, &e->cut, &slices)) *algorithm = dnnl_convolution_winograd;
@@ -158,8 +158,8 @@ static void cut_piece(const entry *e, int64_t at, int64_t size, piece *p) {
 
 static dnnl_data_type_t type_of(int64_t dtype) { return dtype == RS_BF16 ? dnnl_bf16 : dnnl_f32; }
 
-static dnnl_format_tag_t tag_of(int64_t block, int64_t channels, bool bf16) {
-  if (bf16 && block == channels) return dnnl_nhwc;
+dnnl_format_tag_t rsi_onednn_tag(int64_t block, int64_t channels, bool last) {
+  if (last && block == channels) return dnnl_nhwc;
   switch (block) {
     case 1:  return dnnl_nchw;
     case 8:  return dnnl_nChw8c;
@@ -193,7 +193,7 @@ static dnnl_status_t given_md(const rsi_conv_call *k, const rsi_conv_shape *p, i
   }
   const int64_t channels = op == X ? s->c : s->o, block = op == X ? k->x_block : k->y_block;
   const dnnl_data_type_t type = type_of(op == X ? k->x_dtype : k->y_dtype);
-  const dnnl_format_tag_t tag = tag_of(block, channels, in_bf16(k));
+  const dnnl_format_tag_t tag = rsi_onednn_tag(block, channels, in_bf16(k));
   if (tag == dnnl_format_tag_undef) return dnnl_unimplemented;
   image_dims(p, op, dims);
   if (dims[1] == channels || (dims[0] == 1 && tag != dnnl_nhwc)) return md_tag(out, 4, dims, type, tag);
@@ -221,7 +221,7 @@ static dnnl_status_t asked_md(const entry *e, const piece *p, int op, bool form,
     return md_tag(out, n, dims, type, dnnl_format_tag_any);
   }
   const int64_t channels = op == X ? k->s.c : k->s.o, block = op == X ? k->x_block : k->y_block;
-  const dnnl_format_tag_t tag = tag_of(block, channels, bf16);
+  const dnnl_format_tag_t tag = rsi_onednn_tag(block, channels, bf16);
   image_dims(&p->s, op, dims);
   return md_tag(out, 4, dims, type, form && (block > 1 || tag == dnnl_nhwc) ? tag : dnnl_format_tag_any);
 }
@@ -268,6 +268,7 @@ static dnnl_status_t conv_desc(dnnl_engine_t engine, dnnl_primitive_attr_t attr,
       DNNL_TRY(dnnl_convolution_backward_weights_primitive_desc_create(out, engine, algorithm, x, f, NULL, y, w->stride, w->dilation,
                                                                        w->before, w->after, hint, attr));
       break;
+    default: return dnnl_invalid_arguments;
   }
   while (!wanted(*out, large_tiles) && dnnl_primitive_desc_next_impl(*out) == dnnl_success) {}
   return dnnl_success;
@@ -284,6 +285,7 @@ static dnnl_status_t conv_desc(dnnl_engine_t engine, dnnl_primitive_attr_t attr,
       DNNL_TRY(dnnl_dilated_convolution_backward_weights_desc_init(&c, algorithm, x, f, NULL, y, w->stride, w->dilation, w->before,
                                                                    w->after));
       break;
+    default: return dnnl_invalid_arguments;
   }
   dnnl_primitive_desc_iterator_t it;
   DNNL_TRY(dnnl_primitive_desc_iterator_create(&it, &c, attr, engine, hint));
@@ -468,7 +470,7 @@ static dnnl_status_t make_pieces(rsi_onednn *t, entry *e, const wishes *wish) {
     DNNL_TRY(make_piece(t, e, wish, length - rest, rest, like, &e->piece[e->last]));
   }
   for (int i = 1; i < pieces; i++)
-    if (like != NULL && !dnnl_memory_desc_equal(like, ref(&e->piece[i].op[e->shared].used))) return dnnl_unimplemented;
+    if (like != NULL && !dnnl_memory_desc_equal(ref(like), ref(&e->piece[i].op[e->shared].used))) return dnnl_unimplemented;
   e->lane_bytes = 0, e->shared_bytes = 0;
   for (int i = 0; i < pieces; i++) {
     const size_t bytes = lane_bytes(e, &e->piece[i]);
@@ -493,14 +495,15 @@ bool rsi_onednn_make(rsi_onednn *t, entry *e) {
   wishes p = {.form = true};
   e->result = kind == RSI_CONV_FORWARD ? Y : kind == RSI_CONV_DATA ? X : W;
   const int former = rsi_onednn_alone();
-  dnnl_status_t status = rsi_onednn_unfold_make(t, e);
-  if (status != dnnl_success && status != dnnl_out_of_memory) {
+  const bool image = kind == RSI_CONV_IMAGE;
+  dnnl_status_t status = image ? rsi_onednn_image_make(t, e) : rsi_onednn_unfold_make(t, e);
+  if (!image && status != dnnl_success && status != dnnl_out_of_memory) {
     free_pieces(e);
     choose(e, &p.algorithm);
     tune(e, &p.algorithm); /*TUNE1*/
     status = post_ops(&e->key, &p.attr);
   }
-  while (status == dnnl_success && !e->unfolded) {
+  while (status == dnnl_success && !e->unfolded && !image) {
     status = make_pieces(t, e, &p);
     if (status == dnnl_success || status == dnnl_out_of_memory) break;
     free_pieces(e);

@@ -83,37 +83,61 @@ static void N(max_row)(const rsi_pool_shape *s, int64_t b, const void *px, int64
 
 /* ---- its gradient ---------------------------------------------------------------------------------------------------- */
 
+/* What a window gives to the taps first.. first + count - 1, which lie side by side from x on. */
 #define PASS_UNIT(V)                                                                                                        \
-  INLINE void JOIN(N(pass), V)(const T *g, const uint8_t *tap, int32_t number, int64_t j, T *x) {                           \
-    STORE(V)(x + j, keep_##V((ints_##V)(load_taps_##V(tap + j) == number), LOAD(V)(g + j)));                                \
+  INLINE void JOIN(N(pass), V)(const T *g, const uint8_t *tap, float share, int32_t first, int64_t count, int64_t b, int64_t j, T *x) { \
+    const vec_##V v = LOAD(V)(g + j);                                                                                       \
+    if (tap) {                                                                                                              \
+      const ints_##V taps = load_taps_##V(tap + j) - first;                                                                 \
+      for (int64_t l = 0; l < count; l++) STORE(V)(x + l * b + j, keep_##V((ints_##V)(taps == (int32_t)l), v));             \
+    } else {                                                                                                                \
+      const vec_##V part = v * share;                                                                                       \
+      for (int64_t l = 0; l < count; l++) STORE(V)(x + l * b + j, part);                                                    \
+    }                                                                                                                       \
   }
 FOR_VECTORS(PASS_UNIT)
 #undef PASS_UNIT
-INLINE void JOIN(N(pass), 1)(const T *g, const uint8_t *tap, int32_t number, int64_t j, T *x) {
-  x[j] = tap[j] == number ? g[j] : (T)0;
+static void JOIN(N(pass), 1)(const T *g, const uint8_t *tap, float share, int32_t first, int64_t count, int64_t b, int64_t j, T *x) {
+  for (int64_t l = 0; l < count; l++)
+    x[l * b + j] = !tap ? TO(FROM(g[j]) * share) : tap[j] == first + (int32_t)l ? g[j] : (T)0;
 }
 
 /* No two windows overlap, and taps are neighbours: each element of the image belongs to one window or to none. */
-static void N(max_back_apart)(const rsi_pool_shape *s, int64_t b, const T *g, const uint8_t *tap, int64_t row, T *x) {
+INLINE bool N(apart)(const rsi_pool_shape *s) { return s->sh >= s->kh && s->sw >= s->kw && s->dh == 1 && s->dw == 1; }
+
+/* Pixels done..until - 1 of a row belong to no window. */
+INLINE void N(zeros)(int64_t done, int64_t until, int64_t b, T *x) {
+  if (done < until) memset(x + done * b, 0, (size_t)((until - done) * b) * sizeof(T));
+}
+
+/* Then row `row` of the image: of a maximum, or with tap NULL of a mean. */
+INLINE void N(back_apart)(bool max, const rsi_pool_shape *s, int64_t b, const T *g, const uint8_t *tap, int64_t row, T *x) {
   const int64_t i = (row + s->ph) / s->sh, k = (row + s->ph) % s->sh;
   if (i >= s->oh || k >= s->kh) {
-    memset(x, 0, (size_t)(s->w * b) * sizeof(T));
+    N(zeros)(0, s->w, b, x);
     return;
   }
-  g += i * s->ow * b, tap += i * s->ow * b;
+  const int64_t rows = max ? 1 : extent_of(i * s->sh - s->ph, s->kh, s->h, s->ph, s->include_pad);
+  const float full = 1.0f / (float)(rows * s->kw);
+  g += i * s->ow * b;
+  const uint8_t *at = max ? tap + i * s->ow * b : NULL;
   int64_t done = 0;                    /* pixels */
-  for (int64_t o = 0; o < s->ow; o++, g += b, tap += b) {
-    const int64_t left = o * s->sw - s->pw;
-    if (left > done) {
-      memset(x + done * b, 0, (size_t)((left - done) * b) * sizeof(T));
-      done = left;
+  for (int64_t o = 0; o < s->ow; o++, g += b) {
+    const int64_t left = o * s->sw - s->pw, right = left + s->kw;
+    if (s->kw == 2 && left >= 0 && right <= s->w) {
+      N(zeros)(done, left, b, x);
+      UNITS(pass, g, at, full, (int32_t)(k * 2), 2, b, j, x + left * b);
+      done = right;
+    } else {
+      const int64_t from = left < 0 ? 0 : left, end = right < s->w ? right : s->w;
+      const float share = max ? 1.0f : 1.0f / (float)(rows * extent_of(left, s->kw, s->w, s->pw, s->include_pad));
+      N(zeros)(done, from, b, x);
+      UNITS(pass, g, at, share, (int32_t)(k * s->kw + from - left), end - from, b, j, x + from * b);
+      done = end;
     }
-    for (int64_t l = left < 0 ? -left : 0; l < s->kw && left + l < s->w; l++) {
-      UNITS(pass, g, tap, (int32_t)(k * s->kw + l), j, x + (left + l) * b);
-      done = left + l + 1;
-    }
+    if (max) at += b;
   }
-  if (done < s->w) memset(x + done * b, 0, (size_t)((s->w - done) * b) * sizeof(T));
+  N(zeros)(done, s->w, b, x);
 }
 
 /* The windows that hold pixel (row, at), and where they are. */
@@ -153,8 +177,8 @@ static void JOIN(N(gather), 1)(const N(holders) *h, int64_t j, T *x) {
 static void N(max_back_row)(const rsi_pool_shape *s, int64_t b, const void *g, const uint8_t *tap, int64_t row, void *px) {
   const int64_t tall = s->dh * (s->kh - 1) + 1, wide = s->dw * (s->kw - 1) + 1;
   T *const x = px;
-  if (s->sh >= tall && s->sw >= wide && tall == s->kh && wide == s->kw) {
-    N(max_back_apart)(s, b, g, tap, row, x);
+  if (N(apart)(s)) {
+    N(back_apart)(true, s, b, g, tap, row, x);
     return;
   }
   N(holders) h = {.rows = windows(row, s->ph, tall, s->sh, s->oh), .cols = windows(0, s->pw, wide, s->sw, s->ow), .row = row,
@@ -224,6 +248,10 @@ static void JOIN(N(spread), 1)(const N(holders) *h, int64_t j, T *x) {
 
 static void N(avg_back_row)(const rsi_pool_shape *s, int64_t b, const void *g, int64_t row, void *px) {
   T *const x = px;
+  if (N(apart)(s)) {
+    N(back_apart)(false, s, b, g, NULL, row, x);
+    return;
+  }
   N(holders) h = {.rows = windows(row, s->ph, s->kh, s->sh, s->oh), .cols = windows(0, s->pw, s->kw, s->sw, s->ow), .row = row,
                   .b = b, .s = s, .g = g};
   for (; h.col < s->w; h.col++) {

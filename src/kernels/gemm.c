@@ -49,7 +49,9 @@ enum {
   VECTOR = RSI_LANES * 4,       /* bytes */
   DOT_K = 1024,                 /* of one run of dot products: four rows of b stay in L1 */
   GEMV_ROWS = 8,                /* rows of b that one row of c takes up at a time */
-  KC = 256, MC = 240, NC = 1024,
+  KC = 256, MC = 168, NC = 1024,
+  PAD = 16,                     /* between rows of a block that was copied: they fall on different sets of the cache */
+  SET_BYTES = 2048,             /* rows at a distance that this divides fall on one set, or two */
   PACK_SIDE = 64, PACK_AREA = 65536,   /* a matrix this large is copied when it meets that many rows or columns */
   STACK = 4096                  /* bytes of scratch that a call takes from its own stack */
 };
@@ -57,11 +59,17 @@ enum {
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+/* How much of k is summed at a time: equal runs of at most KC. */
+static int64_t run_of(int64_t k) {
+  const int64_t runs = (k + KC - 1) / KC;
+  return runs < 2 ? k : round_up((k + runs - 1) / runs, 8);
+}
+
 /* Bytes of packed blocks. Few bytes come from the stack of the call, so that a small product asks for none. */
 static size_t scratch(int64_t m, int64_t n, int64_t k, size_t item) {
   if (m <= 1 || n <= 1 || k <= 0) return 0;
-  const int64_t width = round_up(smaller(n, NC), 2 * VECTOR / (int64_t)item), depth = smaller(k, KC);
-  const int64_t bytes = (width + round_up(smaller(m, MC), MR)) * depth * (int64_t)item;
+  const int64_t width = round_up(smaller(n, NC), 2 * VECTOR / (int64_t)item), depth = run_of(k);
+  const int64_t bytes = (width + round_up(smaller(m, MC), MR)) * (depth + PAD) * (int64_t)item;
   return bytes <= STACK ? 0 : (size_t)bytes;
 }
 

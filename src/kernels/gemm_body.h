@@ -98,6 +98,10 @@ ALWAYS void NAME(tile)(int mr, bool two, bool part, bool packed, int64_t k, cons
     if (two) NAME(put)(part, c + i * ldc + LANES, mask, beta, right[i]);                                                    \
   }
   EACH_ROW(BEGIN)
+  /* The tile of c comes while the sums are made. */
+#define FETCH(i) if (i < mr) __builtin_prefetch(c + i * ldc, 1), __builtin_prefetch(c + i * ldc + NR - 1, 1);
+  EACH_ROW(FETCH)
+#undef FETCH
   for (int64_t p = 0, at = 0; p < k; p++, b += brs) {
     const V l = NAME(load_if)(part && !two, b, mask), r = two ? NAME(load_if)(part, b + LANES, mask) : l;
     EACH_ROW(STEP)
@@ -184,9 +188,25 @@ static void NAME(pack_panel)(int64_t depth, int64_t width, int64_t unit, const T
     for (int64_t j = done; j < width; j++) to[p * unit + j] = from[p * prs + j * pcs];
 }
 
-/* Panels of `unit` columns, one after the other, each [depth, unit]. */
+/*
+** Panels of `unit` columns, one after the other, each [depth, unit]. Rows that lie together are read in runs of several panels, so
+** that whole cache lines are used at once.
+*/
 static void NAME(pack)(int64_t depth, int64_t width, int64_t unit, const T *from, int64_t prs, int64_t pcs, T *to) {
-  for (int64_t j = 0; j < width; j += unit, to += depth * unit)
+  const int64_t size = depth * unit;
+  if (pcs == 1) {
+    for (; width >= unit; ) {
+      const int64_t run = smaller(width / unit, unit > MR ? 4 : 8);
+      for (int64_t p = 0; p < depth; p++)
+        for (int64_t q = 0; q < run; q++)
+          if (unit == NR) memcpy(to + q * size + p * NR, from + p * prs + q * NR, NR * sizeof(T));
+          else memcpy(to + q * size + p * MR, from + p * prs + q * MR, MR * sizeof(T));
+      width -= run * unit;
+      from += run * unit;
+      to += run * size;
+    }
+  }
+  for (int64_t j = 0; j < width; j += unit, to += size)
     NAME(pack_panel)(depth, smaller(unit, width - j), unit, from + j * pcs, prs, pcs, to);
 }
 
@@ -223,11 +243,13 @@ static void NAME(block)(int64_t m, int64_t n, int64_t k, const T *a, int64_t ars
 static void NAME(blocked)(int64_t m, int64_t n, int64_t k, const T *a, int64_t ars, int64_t acs, const T *b, int64_t brs,
                           int64_t bcs, int beta, T *c, int64_t ldc, const rsi_gemm_end *end, T *scratch) {
   const bool pack_b = bcs != 1 || (m >= PACK_SIDE && n * k >= PACK_AREA);
-  const bool pack_a = acs != 1 && ((n >= 8 * PACK_SIDE && m * k >= PACK_AREA) || (ars != 1 && n >= PACK_SIDE));
+  const bool pack_a = acs != 1 && (ars != 1 ? n >= PACK_SIDE : n >= 2 * PACK_SIDE && m * k >= PACK_AREA);
+  const int64_t unit = run_of(k);
+  const bool copy_a = acs == 1 && n >= 8 * PACK_SIDE && m * k >= PACK_AREA && ars * (int64_t)sizeof(T) % SET_BYTES == 0;
   for (int64_t j = 0; j < n; j += NC) {
     const int64_t width = smaller(NC, n - j);
-    for (int64_t p = 0; p < k; p += KC) {
-      const int64_t depth = smaller(KC, k - p);
+    for (int64_t p = 0; p < k; p += unit) {
+      const int64_t depth = smaller(unit, k - p);
       const T *bb = b + p * brs + j * bcs;
       T *const room = scratch + (pack_b ? round_up(width, NR) * depth : 0);
       if (pack_b) {
@@ -237,11 +259,17 @@ static void NAME(blocked)(int64_t m, int64_t n, int64_t k, const T *a, int64_t a
       for (int64_t i = 0; i < m; i += MC) {
         const int64_t height = smaller(MC, m - i);
         const T *aa = a + i * ars + p * acs;
+        int64_t rows = ars;
+        if (copy_a) {
+          rows = depth + PAD;
+          for (int64_t r = 0; r < height; r++) memcpy(room + r * rows, aa + r * ars, (size_t)depth * sizeof(T));
+          aa = room;
+        }
         if (pack_a) {
           NAME(pack)(depth, height, MR, aa, acs, ars, room);
           aa = room;
         }
-        NAME(block)(height, width, depth, aa, ars, acs, pack_a, bb, brs, pack_b, beta || p > 0, c + i * ldc + j, ldc,
+        NAME(block)(height, width, depth, aa, rows, acs, pack_a, bb, brs, pack_b, beta || p > 0, c + i * ldc + j, ldc,
                     p + depth == k ? end : NULL, i, j);
       }
     }

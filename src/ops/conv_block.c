@@ -396,6 +396,26 @@ static rs_status conv2d_block_weight_run(const rsi_call *c) {
   return plain_run(&p, inner);
 }
 
+/* ---- images by oneDNN ------------------------------------------------------------------------------------------------ */
+
+static rsi_conv_call image_call(const rsi_call *c) {
+  const image_block_attrs *const a = RSI_ATTR(c, image_block);
+  const int64_t *const x = c->in[0]->shape;
+  return (rsi_conv_call){.kind = RSI_CONV_IMAGE, .s = {.n = 1, .c = a->channels, .h = x[2], .w = x[3], .o = a->channels},
+                         .x_block = a->from, .x_dtype = c->in[0]->dtype, .y_block = a->block, .y_dtype = a->dtype};
+}
+
+static bool image_block_fast(const rsi_call *c) {
+  if (c->x->onednn == NULL || c->in[0]->numel == 0) return false;
+  const rsi_conv_call k = image_call(c);
+  return rsi_onednn_conv_accepts(c->x->onednn, &k);
+}
+
+static rs_status image_block_fast_run(const rsi_call *c) {
+  const rsi_conv_call k = image_call(c);
+  return rsi_onednn_image_run(c->x, &k, c->in[0]->shape[0], c->in[0]->data, c->out[0]->data);
+}
+
 /* ---- packed weights -------------------------------------------------------------------------------------------------- */
 
 static rs_status conv2d_pack_run(const rsi_call *c) {
@@ -658,7 +678,8 @@ static const rsi_sample conv2d_block_weight_samples[] = {
 
 #define ITEMS (RSI_F32 | RSI_HALF)
 #define END {NULL, 0, 0, NULL, NULL, NULL}
-static const rsi_kernel image_block_kernels[] = {{"rows", RSI_PORTABLE, ITEMS, NULL, NULL, image_block_run}, END};
+static const rsi_kernel image_block_kernels[] = {
+  {"onednn", RSI_ONEDNN, ITEMS, image_block_fast, NULL, image_block_fast_run}, {"rows", RSI_PORTABLE, ITEMS, NULL, NULL, image_block_run}, END};
 static const rsi_kernel conv2d_block_kernels[] = {
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_fast, conv2d_block_fast_scratch, conv2d_block_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, portable_accepts, conv2d_block_scratch, conv2d_block_run}, END};

@@ -44,6 +44,25 @@ static int other_term(const rs_program *p, const rsi_instr *i, int id) {
   return i->ids[0] == id ? i->ids[1] : i->ids[0];
 }
 
+/* One number for each channel of image `id`, added to it: the bias of a transposed convolution. -1: it is something else. */
+static int bias_term(const rs_program *p, const rsi_instr *i, int id) {
+  if (i->op != &rsi_op_add || i->inplace || i->ids[0] != id || i->ids[1] < 0) return -1;
+  const double alpha = rsi_attr_float(i, "alpha");
+  const rsi_desc *const x = &p->values[id].desc, *const b = &p->values[i->ids[1]].desc;
+  const bool fits = b->dtype == x->dtype && b->ndim == 4 && b->shape[0] == 1 && b->shape[1] == x->shape[1] && b->shape[2] == 1 && b->shape[3] == 1;
+  return alpha < 1 || alpha > 1 || !fits ? -1 : i->ids[1];
+}
+
+/* A transposed convolution and its bias. */
+static void transposed_chain(const rs_program *p, const int *reader, rsi_role *roles, int head) {
+  const rsi_instr *const h = &p->instrs[head];
+  const int id = h->ids[h->nin], next = rsi_is_outside(p, id) ? -2 : reader[id];
+  const int bias = next >= 0 && roles[next].kind == RSI_ROLE_NONE ? bias_term(p, &p->instrs[next], id) : -1;
+  if (bias < 0) return;
+  roles[head].kind = RSI_ROLE_JOINED;
+  roles[next] = (rsi_role){.kind = RSI_ROLE_END, .head = head, .residual = bias};
+}
+
 static void forward_chain(const rs_program *p, const int *reader, rsi_role *roles, int head) {
   const rsi_instr *const h = &p->instrs[head];
   int id = h->ids[h->nin], end = head, residual = -1, act = RSI_CONV_NO_ACT;
@@ -95,6 +114,7 @@ rs_status rsi_image_roles(const rs_program *p, const rsi_facts *f, rsi_role *rol
     const rsi_instr *const i = &p->instrs[k];
     const bool heads = i->op == &rsi_op_conv2d || i->op == &rsi_op_batch_norm;
     if (heads && roles[k].kind == RSI_ROLE_NONE && is_image(p, i->ids[0])) forward_chain(p, reader, roles, k);
+    if (i->op == &rsi_op_conv2d_backward_data && roles[k].kind == RSI_ROLE_NONE && is_image(p, i->ids[0])) transposed_chain(p, reader, roles, k);
     if (i->op == &rsi_op_relu_backward && is_image(p, i->ids[0])) backward_mask(p, roles, k);
   }
   rsi_free(p->heap, block, sizeof(int) * (size_t)p->nvalues + 1);

@@ -128,6 +128,19 @@ static void conv_attrs(const layout *l, rsi_attr_set *a, int op, const rsi_instr
   rsi_attrs_int(a, "dtype", l->dtype);
 }
 
+/* The weight (an old value's or what was made of one) as the convolution of these attributes wants it, when `origin` is fixed. */
+static int packed(layout *l, const rsi_attr_set *conv, int weight, int origin, const int64_t *input_size) {
+  const rsi_instr like = {.op = conv->op, .attrs = (void *)(uintptr_t)conv->bytes};
+  rsi_attr_set a;
+  int out = -1;
+  if (origin >= l->e.nmap || !l->fixed[rsi_base_of(l->p, origin)]) return weight;
+  rsi_attrs_of(RS_OP_conv2d_pack, &a);
+  rsi_attrs_from(&a, &like);
+  rsi_attrs_int(&a, "input_dtype", l->dtype);
+  rsi_attrs_sizes(&a, "input_size", 4, input_size);
+  return rsi_edit_emit(&l->e, RS_OP_conv2d_pack, a.bytes, 1, &weight, 1, &out) ? out : weight;
+}
+
 /* In bf16 the last convolution of a net, whose result nobody convolves, gives it in bf16 too: the reorder widens it. */
 static bool forward_conv(layout *l, const rsi_instr *i, int out, int residual, int act) {
   const rsi_desc x = *desc_of(l, i->ids[0]), w = l->p->values[rsi_edit_id(&l->e, i->ids[1])].desc;
@@ -141,31 +154,73 @@ static bool forward_conv(layout *l, const rsi_instr *i, int out, int residual, i
   int in[4] = {in_block(l, i->ids[0], bi), rsi_edit_id(&l->e, i->ids[1]), rsi_edit_id(&l->e, i->ids[2]), -1}, y = -1;
   if (residual >= 0) in[3] = in_block(l, residual, bo);
   if (in[0] < 0 || (residual >= 0 && in[3] < 0)) return false;
-  if (i->ids[1] < l->e.nmap && l->fixed[rsi_base_of(l->p, i->ids[1])]) {
-    rsi_attr_set pack;
-    int packed = -1;
-    conv_attrs(l, &pack, RS_OP_conv2d_pack, i, x.shape[1], bi, bo);
-    rsi_attrs_int(&pack, "act", act);
-    rsi_attrs_int(&pack, "input_dtype", l->dtype);
-    rsi_attrs_sizes(&pack, "input_size", 4, x.shape);
-    if (rsi_edit_emit(&l->e, RS_OP_conv2d_pack, pack.bytes, 1, &in[1], 1, &packed)) in[1] = packed;
-  }
+  in[1] = packed(l, &a, in[1], i->ids[1], x.shape);
   if (!rsi_edit_emit(&l->e, RS_OP_conv2d_block, a.bytes, 4, in, 1, &y)) return false;
   set_twin(l, out, y, bo);
   return true;
 }
 
-static bool data_conv(layout *l, const rsi_instr *i) {
+static int permute(layout *l, int id, const rs_list *dims) {
+  rsi_attr_set a;
+  int out = -1, dense = -1;
+  rsi_attrs_of(RS_OP_permute, &a);
+  rsi_attrs_list(&a, "dims", dims);
+  return rsi_edit_emit(&l->e, RS_OP_permute, a.bytes, 1, &id, 1, &out) && rsi_edit_emit(&l->e, RS_OP_copy, NULL, 1, &out, 1, &dense) ? dense : -1;
+}
+
+/*
+** A transposed convolution whose windows do not overlap (stride and kernel k x m): each pixel becomes k x m pixels. It is a 1x1
+** convolution to k m C channels, ordered (window row, window column, channel), whose result is put in place.
+*/
+static bool spread_conv(layout *l, const rsi_instr *i, int out, int bias) {
+  const rsi_desc g = *desc_of(l, i->ids[0]), y = *desc_of(l, out), w = l->p->values[rsi_edit_id(&l->e, i->ids[1])].desc;
+  const rs_list stride = rsi_attr_list(i, "stride"), padding = rsi_attr_list(i, "padding");
+  const int64_t k = w.shape[2], m = w.shape[3], channels = y.shape[1], b = block_for(l, channels), bg = block_for(l, g.shape[1]);
+  const bool fits = rsi_at(&stride, 0, 1) == k && rsi_at(&stride, 1, 1) == m && rsi_at(&padding, 0, 0) == 0 && rsi_at(&padding, 1, 0) == 0 &&
+                    rsi_attr_int(i, "groups") == 1 && y.shape[2] == k * g.shape[2] && y.shape[3] == m * g.shape[3];
+  if (!fits || k * m == 1 || k * m > 16 || b == 1 || channels % b != 0 || !is_contiguous(l, rsi_edit_id(&l->e, i->ids[1]))) return false;
+  const int64_t groups = channels / b, wide = k * m * channels, wb = l->dtype == RS_F32 ? b : wide;
+  const int64_t filters[4] = {wide, g.shape[1], 1, 1}, one[1] = {channels};
+  const rs_list window_first = {4, {2, 3, 1, 0}};
+  int in[4] = {in_block(l, i->ids[0], bg), permute(l, rsi_edit_id(&l->e, i->ids[1]), &window_first), -1, -1}, made = -1;
+  if (in[0] < 0 || in[1] < 0 || (in[1] = reshape(l, in[1], 4, filters)) < 0) return false;
+  if (bias >= 0) {
+    int parts[16];
+    const int row = reshape(l, rsi_edit_id(&l->e, bias), 1, one);
+    for (int n = 0; n < k * m; n++) parts[n] = row;
+    if (row < 0 || !rsi_edit_emit(&l->e, RS_OP_cat, NULL, (int)(k * m), parts, 1, &in[2])) return false;
+  }
+  rsi_attr_set a;
+  rsi_attrs_of(RS_OP_conv2d_block, &a);
+  rsi_attrs_int(&a, "channels", g.shape[1]);
+  rsi_attrs_int(&a, "block_in", bg);
+  rsi_attrs_int(&a, "block_out", wb);
+  rsi_attrs_int(&a, "dtype", l->dtype);
+  rsi_attrs_sizes(&a, "weight_size", 4, filters);
+  in[1] = packed(l, &a, in[1], i->ids[1], g.shape);
+  if (!rsi_edit_emit(&l->e, RS_OP_conv2d_block, a.bytes, 4, in, 1, &made)) return false;
+  /* made: [N, (k, m, groups), H, W, b], or [N, 1, H, W, (k, m, channels)] */
+  const int64_t n = y.shape[0], h = g.shape[2], v = g.shape[3], apart[7] = {n, k, m, groups, h, v, b}, whole[7] = {n, h, v, k, m, groups, b};
+  const int64_t placed[5] = {n, groups, k * h, m * v, b};
+  const rs_list blocks = {7, {0, 3, 4, 1, 5, 2, 6}}, pixels = {7, {0, 5, 1, 3, 2, 4, 6}};
+  made = reshape(l, made, 7, wb == b ? apart : whole);
+  if (made < 0 || (made = permute(l, made, wb == b ? &blocks : &pixels)) < 0 || (made = reshape(l, made, 5, placed)) < 0) return false;
+  set_twin(l, out, made, b);
+  return true;
+}
+
+/* bias: of a transposed convolution, [1, C, 1, 1]; -1: none. */
+static bool data_conv(layout *l, const rsi_instr *i, int out, int bias) {
   const rsi_desc g = *desc_of(l, i->ids[0]);
-  const int out = i->ids[i->nin];
   const int64_t channels = desc_of(l, out)->shape[1], groups = rsi_attr_int(i, "groups");
   rsi_attr_set a;
   if (!block_conv(l, channels, g.shape[1], groups)) return false;
+  if (spread_conv(l, i, out, bias)) return true;
   const int64_t bo = has_twin(l, i->ids[0]) ? l->images[i->ids[0]].block : block_for(l, g.shape[1]), bi = block_for(l, channels);
   conv_attrs(l, &a, RS_OP_conv2d_block_data, i, channels, bi, bo);
   rsi_attrs_sizes(&a, "input_size", 4, desc_of(l, out)->shape);
-  const int in[3] = {in_block(l, i->ids[0], bo), rsi_edit_id(&l->e, i->ids[1]), -1};
-  int y = -1;
+  int in[3] = {in_block(l, i->ids[0], bo), rsi_edit_id(&l->e, i->ids[1]), -1}, y = -1;
+  if (bias >= 0 && (in[2] = reshape(l, rsi_edit_id(&l->e, bias), 1, &channels)) < 0) return false;
   if (in[0] < 0 || !rsi_edit_emit(&l->e, RS_OP_conv2d_block_data, a.bytes, 3, in, 1, &y)) return false;
   set_twin(l, out, y, bi);
   return true;
@@ -290,37 +345,49 @@ static bool elementwise(layout *l, const rsi_instr *i) {
 
 /* ---- joining and cutting channels ---------------------------------------------------------------------------------------- */
 
+/* In block form channels follow each other along the groups; with one group for all (NHWC) along the last dimension. */
 static bool join(layout *l, const rsi_instr *i) {
   const int out = i->ids[i->nin];
+  enum { MOST = 16 };
   int64_t b = 0;
-  if (!is_image(l, out) || rsi_attr_int(i, "dim") != 1 || l->dtype != RS_F32) return false;
-  for (int a = 0; a < i->nin && !b; a++)
-    if (has_twin(l, i->ids[a])) b = l->images[i->ids[a]].block;
-  if (!b || i->nin > 16) return false;
-  int in[16], made = -1;
+  if (!is_image(l, out) || rsi_attr_int(i, "dim") != 1 || i->nin > MOST) return false;
+  const int64_t channels = desc_of(l, out)->shape[1];
+  bool whole = true;                   /* each image is one group */
+  for (int a = 0; a < i->nin; a++) {
+    if (!is_image(l, i->ids[a])) return false;
+    if (!has_twin(l, i->ids[a])) continue;
+    b = l->images[i->ids[a]].block;
+    whole &= b == desc_of(l, i->ids[a])->shape[1];
+  }
+  if (!b || (whole && l->dtype == RS_F32)) whole = false;
+  int in[MOST], made = -1;
   for (int a = 0; a < i->nin; a++)
-    if (!is_image(l, i->ids[a]) || desc_of(l, i->ids[a])->shape[1] % b != 0) return false;
+    if (!b || (!whole && desc_of(l, i->ids[a])->shape[1] % b != 0)) return false;
   for (int a = 0; a < i->nin; a++)
-    if ((in[a] = in_block(l, i->ids[a], b)) < 0) return false;
-  if (!rsi_edit_emit(&l->e, RS_OP_cat, i->attrs, i->nin, in, 1, &made)) return false;
-  set_twin(l, out, made, b);
+    if ((in[a] = in_block(l, i->ids[a], whole ? desc_of(l, i->ids[a])->shape[1] : b)) < 0) return false;
+  rsi_attr_set at;
+  rsi_attrs_of(RS_OP_cat, &at);
+  rsi_attrs_int(&at, "dim", whole ? 4 : 1);
+  if (!rsi_edit_emit(&l->e, RS_OP_cat, at.bytes, i->nin, in, 1, &made)) return false;
+  set_twin(l, out, made, whole ? channels : b);
   return true;
 }
 
 static bool cut(layout *l, const rsi_instr *i) {
   const int x = i->ids[0], out = i->ids[i->nin];
-  if (!is_image(l, x) || !has_twin(l, x) || rsi_attr_int(i, "dim") != 1 || l->dtype != RS_F32) return false;
+  if (!is_image(l, x) || !has_twin(l, x) || rsi_attr_int(i, "dim") != 1) return false;
   const int64_t b = l->images[x].block, start = rsi_attr_int(i, "start"), length = rsi_attr_int(i, "length");
-  if (start % b != 0 || length % b != 0 || desc_of(l, x)->shape[1] % b != 0) return false;
+  const bool whole = b == desc_of(l, x)->shape[1] && l->dtype != RS_F32;
+  if (!whole && (start % b != 0 || length % b != 0 || desc_of(l, x)->shape[1] % b != 0)) return false;
   rsi_attr_set a;
   int part = -1, made = -1;
   rsi_attrs_of(RS_OP_narrow, &a);
-  rsi_attrs_int(&a, "dim", 1);
-  rsi_attrs_int(&a, "start", start / b);
-  rsi_attrs_int(&a, "length", length / b);
+  rsi_attrs_int(&a, "dim", whole ? 4 : 1);
+  rsi_attrs_int(&a, "start", whole ? start : start / b);
+  rsi_attrs_int(&a, "length", whole ? length : length / b);
   if (!rsi_edit_emit(&l->e, RS_OP_narrow, a.bytes, 1, &l->images[x].twin, 1, &part)) return false;
   if (!rsi_edit_emit(&l->e, RS_OP_copy, NULL, 1, &part, 1, &made)) return false;
-  set_twin(l, out, made, b);
+  set_twin(l, out, made, whole ? length : b);
   return true;
 }
 
@@ -452,7 +519,7 @@ static void keep(layout *l, int k) {
 static bool lower_one(layout *l, int k) {
   const rsi_instr *const i = &l->e.old[k];
   if (!i->kernel && i->op != &rsi_op_narrow) return false;
-  if (i->op == &rsi_op_conv2d_backward_data) return is_image(l, i->ids[0]) && data_conv(l, i);
+  if (i->op == &rsi_op_conv2d_backward_data) return is_image(l, i->ids[0]) && data_conv(l, i, i->ids[i->nin], -1);
   if (i->op == &rsi_op_conv2d_backward_weight) return is_image(l, i->ids[0]) && weight_conv(l, i);
   if (i->op == &rsi_op_batch_norm_backward) return is_image(l, i->ids[0]) && backward_norm(l, i, NULL, false);
   if (i->op == &rsi_op_cat) return join(l, i);
@@ -468,18 +535,23 @@ static bool lower_one(layout *l, int k) {
   return false;
 }
 
+static bool lower_head(layout *l, const rsi_instr *head, int out, int residual, int act) {
+  if (head->op == &rsi_op_conv2d) return forward_conv(l, head, out, residual, act);
+  if (head->op == &rsi_op_batch_norm) return forward_norm(l, head, out, residual, act);
+  return act == RSI_CONV_NO_ACT && data_conv(l, head, out, residual);
+}
+
 static bool lower_chain(layout *l, const rsi_role *r, int end) {
   const rsi_instr *const head = &l->e.old[r->head], *const last = &l->e.old[end];
   const int out = last->ids[last->nin];
-  return head->op == &rsi_op_conv2d ? forward_conv(l, head, out, r->residual, r->act) : forward_norm(l, head, out, r->residual, r->act);
+  return lower_head(l, head, out, r->residual, r->act);
 }
 
 /* What could not become one instruction: its parts, in order. The parts lie between head and end. */
 static void keep_chain(layout *l, const rsi_role *r, int end) {
   const rsi_instr *const head = &l->e.old[r->head];
-  const bool conv = head->op == &rsi_op_conv2d;
   const int y = head->ids[head->nin];
-  if (r->head == end || !(conv ? forward_conv(l, head, y, -1, RSI_CONV_NO_ACT) : forward_norm(l, head, y, -1, RSI_CONV_NO_ACT))) keep(l, r->head);
+  if (r->head == end || !lower_head(l, head, y, -1, RSI_CONV_NO_ACT)) keep(l, r->head);
   int id = y;
   for (int k = r->head + 1; k <= end; k++) {
     const rsi_instr *const i = &l->e.old[k];
