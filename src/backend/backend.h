@@ -26,6 +26,9 @@ void      rsi_onednn_destroy(rsi_onednn *cache);      /* NULL is allowed; nothin
 typedef enum rsi_conv_kind { RSI_CONV_FORWARD, RSI_CONV_DATA, RSI_CONV_WEIGHT, RSI_CONV_IMAGE } rsi_conv_kind;   /* IMAGE: see below */
 enum { RSI_CONV_NO_ACT, RSI_CONV_RELU, RSI_CONV_RELU6 };       /* what is applied at the end of a forward convolution */
 
+/* The residual: lies in y already; lies elsewhere; elsewhere, and is to be copied (so that packed weights may be used). */
+enum { RSI_CONV_NO_RESIDUAL, RSI_CONV_IN_PLACE, RSI_CONV_APART, RSI_CONV_COPIED };
+
 /*
 ** A convolution, or the gradient of one, and how its operands lie: x: [n, c, h, w] and y: [n, o, oh, ow] are block images
 ** (ops/conv_block.c; block 1 is plain) of dtype f32 or bf16, w is plain f32, or packed (forward only). No padding: compared as bytes.

@@ -127,6 +127,7 @@ typedef struct entry {
   int64_t parts;
   size_t  part_given, part_used; /* bytes from one to the next */
   size_t  shared_bytes, lane_bytes;
+  bool    apart;                 /* the residual is read where it is; otherwise it is put into y first */
   bool    unfolded;              /* a product of matrices: onednn_unfold.c */
   int64_t images;                /* of such an entry, at a time */
 } entry;

@@ -97,7 +97,7 @@ static dnnl_status_t run_slice(run *r, piece *p, arguments *a, int64_t task, cha
   const int64_t at = task * e->size;
   const int out = e->result;
   const bool packed = e->key.packed != 0;
-  dnnl_exec_arg_t args[OPERANDS + 2];
+  dnnl_exec_arg_t args[OPERANDS + 3];
   char *given[OPERANDS], *used[OPERANDS], *next = scratch;
   int n = 0;
   for (int i = 0; i < OPERANDS; i++) {
@@ -115,7 +115,10 @@ static dnnl_status_t run_slice(run *r, piece *p, arguments *a, int64_t task, cha
     else DNNL_TRY(dnnl_memory_set_data_handle(a->used[i], used[i]));
     args[n++] = (dnnl_exec_arg_t){names[e->key.kind][i], a->used[i]};
   }
-  if (r->residual != NULL) {
+  if (e->apart) {
+    DNNL_TRY(dnnl_memory_set_data_handle(a->used[R], (char *)(uintptr_t)r->residual + offset_of(e, Y, at)));
+    args[n++] = (dnnl_exec_arg_t){DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, a->used[R]};
+  } else if (r->residual != NULL) {
     DNNL_TRY(lay_residual(r, p, a, at, given[Y], used[Y], next));
     DNNL_TRY(dnnl_memory_set_data_handle(a->used[Y], used[Y]));
   }

@@ -12,9 +12,10 @@
 static const double WAKE_WORK = 8e6;       /* additions and multiplications that pay for a second thread */
 static const double SLICE_WORK = 2e7;      /* of a slice, about 0.1 ms */
 static const double FILTER_WORK = 2e8;     /* of a slice that is cut along the filters */
+static const double DEPTHWISE_FACTOR = 4;  /* reading and writing cost more than the sums there */
 static const double AMX_FACTOR = 8;        /* the same for bf16, where a product costs less than what lies around it */
-enum { MOST_SLICES = 32, MOST_SUMS = 8, GOOD_ROWS = 8, SLICE_CHANNELS = 32, FEW_CHANNELS = 64, SUM_OUTPUTS = 1024, LEAST_ROWS = 4 };
-enum { WINOGRAD_SLICES = 4, WINOGRAD_TILES = 64, SLICE_TILES = 512, WINOGRAD_CHANNELS = 32, MANY_TILES = 16 };
+enum { MOST_SLICES = 32, MOST_SUMS = 8, GOOD_ROWS = 8, SLICE_CHANNELS = 32, SUM_OUTPUTS = 1024, LEAST_ROWS = 4 };
+enum { WINOGRAD_SLICES = 4, WINOGRAD_TILES = 64, SLICE_TILES = 512, WINOGRAD_CHANNELS = 32, MANY_TILES = 16, STRIP_TILES = 256, STRIP_FILTERS = 128, STRIPS = 4 };
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -46,7 +47,7 @@ static int64_t length_along(const rsi_conv_shape *s, split cut) {
   return 1;
 }
 
-/* Rows of one image lie together only when a pixel's channels do. */
+/* Rows of one image lie together only when a pixel's channels do; else slices copy theirs. */
 static bool rows_possible(const rsi_conv_call *k) {
   return k->kind == RSI_CONV_FORWARD && k->s.n == 1 && k->x_block == k->s.c && k->y_block == k->s.o && k->s.oh >= 2 * LEAST_ROWS;
 }
@@ -58,15 +59,15 @@ static split choose_cut(const rsi_conv_call *k) {
   const int64_t channels = k->kind == RSI_CONV_DATA ? s->c : s->o;
   if (rows_possible(k)) return BY_ROWS;
   if (s->groups > 1) return s->n == 1 ? BY_GROUP : BY_BATCH;
-  if ((s->n == 1 || filters > images) && channels >= SLICE_CHANNELS) return k->kind == RSI_CONV_DATA ? BY_CHANNEL : BY_FILTER;
+  if ((s->n == 1 || filters > images) && channels > SLICE_CHANNELS / 2) return k->kind == RSI_CONV_DATA ? BY_CHANNEL : BY_FILTER;
   return BY_BATCH;
 }
 
 /* A slice begins and ends at multiples of this many, so that it consists of whole blocks. */
 static int64_t unit_of(const rsi_conv_call *k, split cut) {
   const rsi_conv_shape *const s = &k->s;
-  if (cut == BY_FILTER) return s->o < FEW_CHANNELS ? SLICE_CHANNELS / 2 : SLICE_CHANNELS;
-  if (cut == BY_CHANNEL) return s->c < FEW_CHANNELS ? SLICE_CHANNELS / 2 : SLICE_CHANNELS;
+  if (cut == BY_FILTER) return s->o % (2 * SLICE_CHANNELS) == 0 ? SLICE_CHANNELS : SLICE_CHANNELS / 2;
+  if (cut == BY_CHANNEL) return s->c % (2 * SLICE_CHANNELS) == 0 ? SLICE_CHANNELS : SLICE_CHANNELS / 2;
   if (cut == BY_ROWS) return LEAST_ROWS;
   if (cut != BY_GROUP) return 1;
   const int64_t c = s->c / s->groups, o = s->o / s->groups;
@@ -82,6 +83,11 @@ static int64_t unit_of(const rsi_conv_call *k, split cut) {
 static bool choose_winograd(const rsi_conv_call *k, split *cut, int64_t *slices) {
   const int64_t all = k->s.n * tiles(&k->s), enough = k->packed ? MANY_TILES : WINOGRAD_TILES;
   int64_t most = 2;
+  /* Copies of rows are cheaper than to transform a large image for each part of few filters. */
+  if (k->packed && k->s.n == 1 && all >= STRIP_TILES && k->s.o <= STRIP_FILTERS) {
+    *cut = BY_ROWS, *slices = STRIPS;
+    return true;
+  }
   if (k->s.n >= 2 && all >= 2 * enough) *cut = BY_BATCH, most = all / SLICE_TILES;
   else if (all < (k->kind == RSI_CONV_WEIGHT ? enough / 2 : enough)) return false;
   *slices = least(*slices, most < 2 ? 2 : least(most, WINOGRAD_SLICES));
@@ -92,7 +98,7 @@ static bool choose_winograd(const rsi_conv_call *k, split *cut, int64_t *slices)
 static void choose(entry *e, dnnl_alg_kind_t *algorithm) {
   const rsi_conv_call *const k = &e->key;
   const rsi_conv_shape *const s = &k->s;
-  const double work = work_of(s) / (in_bf16(k) ? AMX_FACTOR : 1);
+  const double work = work_of(s) * (s->groups == s->c ? DEPTHWISE_FACTOR : 1) / (in_bf16(k) ? AMX_FACTOR : 1);
   int64_t slices = (int64_t)(work / SLICE_WORK);
   if (slices < 2 && work >= WAKE_WORK) slices = 2;
   if (slices > MOST_SLICES) slices = MOST_SLICES;
@@ -112,22 +118,6 @@ static void choose(entry *e, dnnl_alg_kind_t *algorithm) {
   if (e->size > length) e->size = length;
   e->slices = divide_up(length, e->size);
 }
-
-/*TUNE*/
-#include <stdlib.h>
-static void tune(entry *e, dnnl_alg_kind_t *algorithm) {
-  const char *sl = getenv("SL"), *cut = getenv("CUT"), *alg = getenv("ALG");
-  if (alg) *algorithm = *alg == 'w' ? dnnl_convolution_winograd : dnnl_convolution_direct;
-  if (cut) e->cut = (split)atoi(cut);
-  if (sl) {
-    const int64_t length = length_along(&e->key.s, e->cut), unit = unit_of(&e->key, e->cut);
-    int64_t slices = least(atoi(sl), length / unit); if (slices < 1) slices = 1;
-    e->size = divide_up(divide_up(length, slices), unit) * unit;
-    if (e->size > length) e->size = length;
-    e->slices = divide_up(length, e->size);
-  }
-}
-/*ENUT*/
 
 /* The slice from `at` on, `size` long; p->window has what lies around its part of x. */
 static void cut_piece(const entry *e, int64_t at, int64_t size, piece *p) {
@@ -195,13 +185,15 @@ static dnnl_status_t given_md(const rsi_conv_call *k, const rsi_conv_shape *p, i
   const dnnl_data_type_t type = type_of(op == X ? k->x_dtype : k->y_dtype);
   const dnnl_format_tag_t tag = rsi_onednn_tag(block, channels, in_bf16(k));
   if (tag == dnnl_format_tag_undef) return dnnl_unimplemented;
-  image_dims(p, op, dims);
-  if (dims[1] == channels || (dims[0] == 1 && tag != dnnl_nhwc)) return md_tag(out, 4, dims, type, tag);
-  const dnnl_dims_t start = {0};
   dnnl_dims_t whole;
   md all;
-  memcpy(whole, dims, sizeof whole);
-  whole[1] = channels;
+  image_dims(p, op, dims);
+  image_dims(s, op, whole);
+  whole[0] = dims[0];
+  const bool channels_cut = dims[1] != whole[1], rows_cut = dims[2] != whole[2];
+  const bool dense = (!channels_cut || (dims[0] == 1 && tag != dnnl_nhwc)) && (!rows_cut || block >= channels);
+  if (dense) return md_tag(out, 4, dims, type, tag);
+  const dnnl_dims_t start = {0};
   memset(&all, 0, sizeof all);
   DNNL_TRY(md_tag(&all, 4, whole, type, tag));
   const dnnl_status_t status = md_part(out, &all, dims, start);
@@ -330,7 +322,13 @@ static dnnl_status_t use(rsi_onednn *t, operand *o, md_ref used, bool result) {
   return o->same ? dnnl_success : rsi_onednn_reorder(t, o, result);
 }
 
-static dnnl_status_t adopt(rsi_onednn *t, const entry *e, piece *p, dnnl_primitive_desc_t desc) {
+typedef struct wishes {
+  dnnl_alg_kind_t algorithm;
+  bool            form;          /* ask for the caller's forms */
+  bool            apart;         /* read the residual where it is */
+} wishes;
+
+static dnnl_status_t adopt(rsi_onednn *t, const entry *e, const wishes *wish, piece *p, dnnl_primitive_desc_t desc) {
   static const dnnl_query_t what[3][OPERANDS] = {
     [RSI_CONV_FORWARD] = {dnnl_query_src_md, dnnl_query_weights_md, dnnl_query_dst_md},
     [RSI_CONV_DATA] = {dnnl_query_diff_src_md, dnnl_query_weights_md, dnnl_query_diff_dst_md},
@@ -343,42 +341,44 @@ static dnnl_status_t adopt(rsi_onednn *t, const entry *e, piece *p, dnnl_primiti
     if (used == NULL) return dnnl_runtime_error;
     DNNL_TRY(use(t, &p->op[i], used, i == e->result));
   }
-  if (e->key.residual && !p->op[Y].same) {
+  if (wish->apart) {
+    if (!p->op[Y].same) return dnnl_unimplemented;
+    p->op[R].present = p->op[R].same = true;
+    DNNL_TRY(md_copy(&p->op[R].used, ref(&p->op[Y].used)));
+  } else if (e->key.residual && !p->op[Y].same) {
     DNNL_TRY(md_copy(&p->op[R].given, ref(&p->op[Y].given)));
     DNNL_TRY(use(t, &p->op[R], ref(&p->op[Y].used), false));
   }
   return rsi_onednn_primitive(desc, &p->conv, &p->pad, &p->pad_bytes);
 }
 
-static dnnl_status_t post_ops(const rsi_conv_call *k, dnnl_primitive_attr_t *out) {
+/* y: how y lies, if the residual is to be read from a place of its own (apart); otherwise it lies in y already. */
+static dnnl_status_t fill_post_ops(const rsi_conv_call *k, const md *y, dnnl_post_ops_t ops) {
+  const dnnl_alg_kind_t act = k->act == RSI_CONV_RELU ? dnnl_eltwise_relu : dnnl_eltwise_clip;
+  const float most = k->act == RSI_CONV_RELU6 ? 6.0f : 0.0f;
+  if (k->residual && y != NULL) DNNL_TRY(dnnl_post_ops_append_binary(ops, dnnl_binary_add, ref(y)));
+#if DNNL_VERSION_MAJOR >= 3
+  if (k->residual && y == NULL) DNNL_TRY(dnnl_post_ops_append_sum(ops, 1.0f, 0, dnnl_data_type_undef));
+  if (k->act != RSI_CONV_NO_ACT) DNNL_TRY(dnnl_post_ops_append_eltwise(ops, act, 0.0f, most));
+#else
+  if (k->residual && y == NULL) DNNL_TRY(dnnl_post_ops_append_sum(ops, 1.0f));
+  if (k->act != RSI_CONV_NO_ACT) DNNL_TRY(dnnl_post_ops_append_eltwise(ops, 1.0f, act, 0.0f, most));
+#endif
+  return dnnl_success;
+}
+
+static dnnl_status_t post_ops(const rsi_conv_call *k, const md *y, dnnl_primitive_attr_t *out) {
   dnnl_post_ops_t ops = NULL;
   DNNL_TRY(dnnl_primitive_attr_create(out));
   DNNL_TRY(dnnl_primitive_attr_set_scratchpad_mode(*out, dnnl_scratchpad_mode_user));
-  if (!k->residual && k->act == RSI_CONV_NO_ACT) return dnnl_success;
   DNNL_TRY(dnnl_post_ops_create(&ops));
-  dnnl_status_t status = dnnl_success;
-  const dnnl_alg_kind_t act = k->act == RSI_CONV_RELU ? dnnl_eltwise_relu : dnnl_eltwise_clip;
-#if DNNL_VERSION_MAJOR >= 3
-  if (k->residual) status = dnnl_post_ops_append_sum(ops, 1.0f, 0, dnnl_data_type_undef);
-  if (status == dnnl_success && k->act != RSI_CONV_NO_ACT)
-    status = dnnl_post_ops_append_eltwise(ops, act, 0.0f, k->act == RSI_CONV_RELU6 ? 6.0f : 0.0f);
-#else
-  if (k->residual) status = dnnl_post_ops_append_sum(ops, 1.0f);
-  if (status == dnnl_success && k->act != RSI_CONV_NO_ACT)
-    status = dnnl_post_ops_append_eltwise(ops, 1.0f, act, 0.0f, k->act == RSI_CONV_RELU6 ? 6.0f : 0.0f);
-#endif
+  dnnl_status_t status = fill_post_ops(k, y, ops);
   if (status == dnnl_success) status = dnnl_primitive_attr_set_post_ops(*out, ops);
   dnnl_post_ops_destroy(ops);
   return status;
 }
 
 /* ---- pieces ---------------------------------------------------------------------------------------------------------- */
-
-typedef struct wishes {
-  dnnl_alg_kind_t algorithm;
-  bool            form;          /* ask for the caller's forms */
-  dnnl_primitive_attr_t attr;
-} wishes;
 
 /* The primitives of the slice from `at` on. like: the layout that a shared operand must have, or NULL. */
 static dnnl_status_t make_piece(rsi_onednn *t, const entry *e, const wishes *wish, int64_t at, int64_t size, const md *like, piece *p) {
@@ -387,6 +387,7 @@ static dnnl_status_t make_piece(rsi_onednn *t, const entry *e, const wishes *wis
   md asked[OPERANDS], hinted[OPERANDS];
   memset(asked, 0, sizeof asked), memset(hinted, 0, sizeof hinted);
   dnnl_primitive_desc_t hint = NULL, desc = NULL;
+  dnnl_primitive_attr_t attr = NULL;
   dnnl_status_t status = dnnl_success;
   cut_piece(e, at, size, p);
   const bool large_tiles = wish->algorithm == dnnl_convolution_winograd && p->s.n * tiles(&p->s) >= MANY_TILES;
@@ -401,12 +402,14 @@ static dnnl_status_t make_piece(rsi_onednn *t, const entry *e, const wishes *wis
     p->with_bias = true;
     status = md_strided(&p->bias, 1, dims, dnnl_f32, strides);
   }
+  if (status == dnnl_success) status = post_ops(k, wish->apart ? &p->op[Y].given : NULL, &attr);
   const dnnl_prop_kind_t prop = k->packed ? dnnl_forward_inference : dnnl_forward_training;
   if (status == dnnl_success && kind != RSI_CONV_FORWARD)
     status = conv_desc(t->engine, t->attr, RSI_CONV_FORWARD, prop, wish->algorithm, hinted, NULL, &p->window, false, NULL, &hint);
   if (status == dnnl_success)
-    status = conv_desc(t->engine, wish->attr, kind, prop, wish->algorithm, asked, k->bias ? &p->bias : NULL, &p->window, large_tiles, hint, &desc);
-  if (status == dnnl_success) status = adopt(t, e, p, desc);
+    status = conv_desc(t->engine, attr, kind, prop, wish->algorithm, asked, k->bias ? &p->bias : NULL, &p->window, large_tiles, hint, &desc);
+  if (status == dnnl_success) status = adopt(t, e, wish, p, desc);
+  if (attr) dnnl_primitive_attr_destroy(attr);
   if (desc) dnnl_primitive_desc_destroy(desc);
   if (hint) dnnl_primitive_desc_destroy(hint);
   for (int i = 0; i < OPERANDS; i++) md_free(&asked[i]), md_free(&hinted[i]);
@@ -490,6 +493,11 @@ static void free_pieces(entry *e) {
   rsi_onednn_piece_free(&e->part);
 }
 
+/* In bf16, and for NHWC, the implementations that could are worse than a copy. */
+static bool apart_possible(const rsi_conv_call *k, dnnl_alg_kind_t algorithm) {
+  return k->residual == RSI_CONV_APART && algorithm == dnnl_convolution_direct && !in_bf16(k) && (k->y_block == 8 || k->y_block == 16);
+}
+
 bool rsi_onednn_make(rsi_onednn *t, entry *e) {
   const rsi_conv_kind kind = (rsi_conv_kind)e->key.kind;
   wishes p = {.form = true};
@@ -497,23 +505,24 @@ bool rsi_onednn_make(rsi_onednn *t, entry *e) {
   const int former = rsi_onednn_alone();
   const bool image = kind == RSI_CONV_IMAGE;
   dnnl_status_t status = image ? rsi_onednn_image_make(t, e) : rsi_onednn_unfold_make(t, e);
-  if (!image && status != dnnl_success && status != dnnl_out_of_memory) {
+  const bool plain = !image && status != dnnl_success && status != dnnl_out_of_memory;
+  if (plain) {
     free_pieces(e);
     choose(e, &p.algorithm);
-    tune(e, &p.algorithm); /*TUNE1*/
-    status = post_ops(&e->key, &p.attr);
+    p.apart = apart_possible(&e->key, p.algorithm);
+    status = dnnl_success;
   }
-  while (status == dnnl_success && !e->unfolded && !image) {
+  while (plain) {
     status = make_pieces(t, e, &p);
     if (status == dnnl_success || status == dnnl_out_of_memory) break;
     free_pieces(e);
-    status = dnnl_success;
-    if (p.form) p.form = false;
+    if (p.apart) p.apart = false;
+    else if (p.form) p.form = false;
     else if (p.algorithm == dnnl_convolution_winograd) p.algorithm = dnnl_convolution_direct, p.form = true;
     else if (e->slices > 1) e->cut = BY_BATCH, e->slices = 1, e->size = e->key.s.n, p.form = true;
-    else status = dnnl_unimplemented;
+    else break;
   }
-  if (p.attr != NULL) dnnl_primitive_attr_destroy(p.attr);
+  e->apart = plain && p.apart;
   rsi_onednn_not_alone(former);
   e->usable = status == dnnl_success;
   return status != dnnl_out_of_memory;

@@ -96,6 +96,7 @@ void      rsi_pool_run(rsi_pool *pool, int64_t chunks, rsi_job job, void *arg); 
 typedef enum rsi_isa_level { RSI_ISA_BASELINE = 0, RSI_ISA_AVX2, RSI_ISA_AVX512, RSI_ISA_LEVELS } rsi_isa_level;
 rsi_isa_level rsi_cpu_best(void);              /* what this machine and its system support */
 const char   *rsi_isa_level_name(rsi_isa_level level);
+bool          rsi_cpu_amx(void);               /* bf16 products by tiles; asks the system for them at the first call */
 
 /* ---- random numbers: Philox 4x32-10, a pure function of (key, counter) ------------------------------------------------ */
 

@@ -1,4 +1,4 @@
-/* bf16 is the upper half of a float. Rounds to nearest, ties to even; NaN stays NaN. */
+/* bf16 is the upper half of a float. */
 #ifndef RSI_K_BF16_H
 #define RSI_K_BF16_H
 
@@ -12,11 +12,16 @@ static inline float rsi_from_bf16(uint16_t x) {
   return f;
 }
 
+/*
+** To nearest, ties to even. A NaN stays one if its lower half is not all ones or nearly so: that holds for what processors make, and
+** for results computed from bf16, from other finite numbers and from NaN as rsi_plain_nan leaves it.
+*/
 static inline uint16_t rsi_to_bf16(float x) {
   uint32_t u;
   memcpy(&u, &x, sizeof u);
-  const uint32_t rounded = u + 0x7FFFu + ((u >> 16) & 1u);
-  return (uint16_t)((x != x ? u | 0x400000u : rounded) >> 16);
+  return (uint16_t)((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
 }
+
+static inline float rsi_plain_nan(float x) { return x == x ? x : __builtin_nanf(""); }
 
 #endif

@@ -22,7 +22,7 @@ typedef struct rsi_columns {
 
 typedef enum rsi_block_mask { RSI_BY_NONE, RSI_BY_Y, RSI_BY_X } rsi_block_mask;
 
-/* One number for each column. What a loop does not need may be NULL. */
+/* One number for each column; a NaN among them is as rsi_plain_nan leaves it. What a loop does not need may be NULL. */
 typedef struct rsi_block_factors {
   const float *mean, *scale, *shift;     /* y = (x - mean) scale + shift */
   const float *a, *b, *c;                /* dx = a g + b (x - mean) + c */
@@ -33,10 +33,14 @@ typedef struct rsi_block_factors {
 typedef struct rsi_block_norm_loops {
   /* to[j] += sum(x) */
   void (*sums)(const void *x, const rsi_columns *s, double *to);
-  /* to[j] += sum(x - origin[j]), to[width + j] += sum((x - origin[j])^2), both as exact as if taken in double */
-  void (*moments)(const void *x, const rsi_columns *s, const float *origin, double *to);
-  /* to[j] += sum(m), to[width + j] += sum(m (x - mean)), where m is g masked, which is written when `masked` is given */
-  void (*grad_sums)(const void *g, const void *x, const void *y, void *masked, const rsi_columns *s,
+  /*
+  ** to[j] += sum(x - origin[j]), to[width + j] += sum((x - origin[j])^2), nearly as exact as if taken in double. mean: a guess, better
+  ** a good one; receives the mean of these elements, the guess for their neighbours.
+  */
+  void (*moments)(const void *x, const rsi_columns *s, const float *origin, float *mean, double *to);
+  /* to[j] += sum(m), to[width + j] += sum(m (x - mean)), where m is g (+ more) masked, which is written when `masked` is given;
+     more may be NULL, and needs `masked` and a mask other than X */
+  void (*grad_sums)(const void *g, const void *more, const void *x, const void *y, void *masked, const rsi_columns *s,
                     const rsi_block_factors *f, double *to);
   /* n elements from the first column on: y = clamp((x - mean) scale + shift + residual, low, high); residual may be NULL */
   void (*apply)(void *y, const void *x, const void *residual, int64_t n, int64_t width, const rsi_block_factors *f);

@@ -1,33 +1,28 @@
 /*
-** The loops of block_norm.c for one element type T: N(name), LOAD (a vector of floats from T), STORE_EXACT (of floats that T holds),
-** FROM and TO (one element to and from float).
+** The loops of block_norm.c for one element type T: N(name), FROM and TO (one element to and from float); N(load), N(store),
+** N(load_pair), N(store_pair), N(rounded) (to what T holds) for vectors of elements, N(table_pair) and N(untable_pair) for numbers of columns beside such a pair.
 */
 
 /* ---- sums ------------------------------------------------------------------------------------------------------------ */
 
 enum { N(SUM), N(MOMENTS), N(GRAD) };
+enum { N(WRITE_NOT), N(WRITE), N(WRITE_SUM) };
 
-/* Where the operands of a row begin. x is always there; g and y are with GRAD; masked may be written. */
-typedef struct N(row) { const T *x, *g, *y; T *masked; } N(row);
+/* Where the operands of a row begin. x is always there; g and y are with GRAD; masked may be written, from g + more if there is more. */
+typedef struct N(row) { const T *x, *g, *y, *more; T *masked; } N(row);
 
-/* What one vector adds to the two sums. m, scale and shift are those of its columns. */
-INLINE void N(terms)(int what, int by, bool write, const N(row) *r, int64_t at, vec m, vec scale, vec shift, vec low, vec high, vec *u,
-                     vec *v) {
-  if (what == N(SUM)) {
-    *u += LOAD(r->x + at);
-  } else if (what == N(MOMENTS)) {
-    const vec d = LOAD(r->x + at) - m;
-    *u += d, *v += d * d;
-  } else {
-    const vec d = LOAD(r->x + at) - m;
-    vec g = LOAD(r->g + at);
-    if (by != RSI_BY_NONE) {
-      const vec y = by == RSI_BY_Y ? LOAD(r->y + at) : d * scale + shift;
-      g = (vec)((mask)g & (mask)(y > low) & (mask)(y < high));
-    }
-    if (write) STORE_EXACT(r->masked + at, g);
-    *u += g, *v += g * d;
+/* What a vector of elements x, g and y adds to the two sums. m, scale and shift are those of its columns. Returns the masked g. */
+INLINE vec N(terms)(int what, int by, vec x, vec g, vec y, vec m, vec scale, vec shift, vec low, vec high, vec *u, vec *v) {
+  const vec d = what == N(SUM) ? x : x - m;
+  if (what != N(GRAD)) {
+    *u += d;
+    if (what == N(MOMENTS)) *v += d * d;
+    return d;
   }
+  if (by == RSI_BY_X) y = d * scale + shift;
+  if (by != RSI_BY_NONE) g = (vec)((mask)g & (mask)(y > low) & (mask)(y < high));
+  *u += g, *v += g * d;
+  return g;
 }
 
 /* The same for one element, in columns that fill no vector: few, so it asks what to do each time. */
@@ -38,53 +33,86 @@ static void N(term)(int what, int by, const N(row) *r, int64_t at, int64_t j, co
     return;
   }
   const float y = by == RSI_BY_Y ? FROM(r->y[at]) : by == RSI_BY_X ? d * f->scale[j] + f->shift[j] : 0.0f;
-  const float g = by == RSI_BY_NONE || (y > f->low && y < f->high) ? FROM(r->g[at]) : 0.0f;
+  const float sum = r->more ? FROM(TO(FROM(r->g[at]) + FROM(r->more[at]))) : FROM(r->g[at]);
+  const float g = by == RSI_BY_NONE || (y > f->low && y < f->high) ? sum : 0.0f;
   if (r->masked) r->masked[at] = TO(g);
   *u += g, *v += g * d;
 }
 
-/* Columns j..j + many L - 1, but for vectors that a last row fills in part. */
-INLINE void N(strip)(int what, int by, bool write, int many, const N(row) *from, const rsi_columns *s, int64_t j,
-                     const rsi_block_factors *f, float *first, float *second) {
+/* Full rows of the columns j..j + WIDE L - 1. */
+INLINE void N(strip)(int what, int by, int write, const N(row) *from, const rsi_columns *s, int64_t j, const rsi_block_factors *f,
+                     float *first, float *second) {
   vec u[WIDE] = {{0}}, v[WIDE] = {{0}}, m[WIDE] = {{0}}, scale[WIDE] = {{0}}, shift[WIDE] = {{0}};
   const vec low = all_lanes(f->low), high = all_lanes(f->high);
-  for (int k = 0; k < many; k++) {
-    if (what != N(SUM)) m[k] = same(f->mean + j + k * L);
-    if (by == RSI_BY_X) scale[k] = same(f->scale + j + k * L), shift[k] = same(f->shift + j + k * L);
+  for (int k = 0; k < WIDE; k += 2) {
+    if (what != N(SUM)) N(table_pair)(f->mean + j + k * L, m + k);
+    if (by == RSI_BY_X) N(table_pair)(f->scale + j + k * L, scale + k), N(table_pair)(f->shift + j + k * L, shift + k);
   }
   for (int64_t piece = 0; piece < s->pieces; piece++) {
     int64_t at = piece * s->step + j;
     for (int64_t r = 0; r < s->rows; r++, at += s->stride)
-      for (int k = 0; k < many; k++) N(terms)(what, by, write, from, at + k * L, m[k], scale[k], shift[k], low, high, &u[k], &v[k]);
-    for (int k = 0; k < many && j + k * L + L <= s->rest; k++)
-      N(terms)(what, by, write, from, at + k * L, m[k], scale[k], shift[k], low, high, &u[k], &v[k]);
+      for (int k = 0; k < WIDE; k += 2) {
+        const int64_t here = at + k * L;
+        vec x[2], g[2] = {{0}}, y[2] = {{0}};
+        N(load_pair)(from->x + here, x);
+        if (what == N(GRAD)) N(load_pair)(from->g + here, g);
+        if (write == N(WRITE_SUM)) {
+          vec more[2];
+          N(load_pair)(from->more + here, more);
+          for (int i = 0; i < 2; i++) g[i] = N(rounded)(g[i] + more[i]);
+        }
+        if (by == RSI_BY_Y) N(load_pair)(from->y + here, y);
+        for (int i = 0; i < 2; i++)
+          g[i] = N(terms)(what, by, x[i], g[i], y[i], m[k + i], scale[k + i], shift[k + i], low, high, &u[k + i], &v[k + i]);
+        if (write != N(WRITE_NOT)) N(store_pair)(from->masked + here, g);
+      }
   }
-  for (int k = 0; k < many; k++) {
-    store_same(first + j + k * L, u[k]);
-    if (what != N(SUM)) store_same(second + j + k * L, v[k]);
+  for (int k = 0; k < WIDE; k += 2) {
+    N(untable_pair)(first + j + k * L, u + k);
+    if (what != N(SUM)) N(untable_pair)(second + j + k * L, v + k);
   }
+}
+
+/* Adds what the vector of columns j..j + L - 1 gives in `rows` rows, the first of which begins at `at` in the first piece. */
+INLINE void N(single)(int what, int by, int write, const N(row) *from, const rsi_columns *s, int64_t at, int64_t rows, int64_t j,
+                      const rsi_block_factors *f, float *first, float *second) {
+  const vec low = all_lanes(f->low), high = all_lanes(f->high), none = {0};
+  const vec m = what == N(SUM) ? none : load_f32(f->mean + j);
+  const vec scale = by == RSI_BY_X ? load_f32(f->scale + j) : none, shift = by == RSI_BY_X ? load_f32(f->shift + j) : none;
+  vec u = load_f32(first + j), v = what == N(SUM) ? none : load_f32(second + j);
+  for (int64_t piece = 0; piece < s->pieces; piece++) {
+    int64_t here = piece * s->step + at + j;
+    for (int64_t r = 0; r < rows; r++, here += s->stride) {
+      vec g = what == N(GRAD) ? N(load)(from->g + here) : none;
+      if (write == N(WRITE_SUM)) g = N(rounded)(g + N(load)(from->more + here));
+      g = N(terms)(what, by, N(load)(from->x + here), g, by == RSI_BY_Y ? N(load)(from->y + here) : none, m, scale, shift, low, high,
+                   &u, &v);
+      if (write != N(WRITE_NOT)) N(store)(from->masked + here, g);
+    }
+  }
+  store_f32(first + j, u);
+  if (what != N(SUM)) store_f32(second + j, v);
 }
 
 /* What fills no vector: columns from j on, and the end of last rows. */
 static __attribute__((noinline)) void N(leftover)(int what, int by, const N(row) *from, const rsi_columns *s, int64_t j,
                                                   const rsi_block_factors *f, float *first, float *second) {
-  for (; j < s->width; j++) {
-    first[j] = second[j] = 0;
-    for (int64_t piece = 0; piece < s->pieces; piece++)
-      for (int64_t r = 0; r < s->rows; r++)
-        N(term)(what, by, from, piece * s->step + r * s->stride + j, j, f, &first[j], &second[j]);
+  for (int64_t piece = 0; piece < s->pieces; piece++) {
+    for (int64_t r = 0; r < s->rows; r++)
+      for (int64_t k = j; k < s->width; k++) N(term)(what, by, from, piece * s->step + r * s->stride + k, k, f, &first[k], &second[k]);
+    for (int64_t k = s->rest / L * L; k < s->rest; k++)
+      N(term)(what, by, from, piece * s->step + s->rows * s->stride + k, k, f, &first[k], &second[k]);
   }
-  for (int64_t piece = 0; piece < s->pieces; piece++)
-    for (j = s->rest / L * L; j < s->rest; j++)
-      N(term)(what, by, from, piece * s->step + s->rows * s->stride + j, j, f, &first[j], &second[j]);
 }
 
 /* first: [width] and second: [width] = the two sums of each column */
-INLINE void N(fold)(int what, int by, bool write, const N(row) *from, const rsi_columns *s, const rsi_block_factors *f,
+INLINE void N(fold)(int what, int by, int write, const N(row) *from, const rsi_columns *s, const rsi_block_factors *f,
                     float *first, float *second) {
   int64_t j = 0;
-  for (; j + WIDE * L <= s->width; j += WIDE * L) N(strip)(what, by, write, WIDE, from, s, j, f, first, second);
-  for (; j + L <= s->width; j += L) N(strip)(what, by, write, 1, from, s, j, f, first, second);
+  for (; j + WIDE * L <= s->width; j += WIDE * L) N(strip)(what, by, write, from, s, j, f, first, second);
+  memset(first + j, 0, (size_t)(s->width - j) * sizeof(float)), memset(second + j, 0, (size_t)(s->width - j) * sizeof(float));
+  for (; j + L <= s->width; j += L) N(single)(what, by, write, from, s, 0, s->rows, j, f, first, second);
+  for (int64_t k = 0; k + L <= s->rest; k += L) N(single)(what, by, write, from, s, s->rows * s->stride, 1, k, f, first, second);
   if (j < s->width || s->rest % L != 0) N(leftover)(what, by, from, s, j, f, first, second);
 }
 
@@ -92,44 +120,58 @@ static const rsi_block_factors N(nothing) = {0};
 
 static void N(sums)(const void *x, const rsi_columns *s, double *to) {
   float sum[RSI_BLOCK_COLUMNS], unused[RSI_BLOCK_COLUMNS] = {0};
-  N(fold)(N(SUM), RSI_BY_NONE, false, &(N(row)){.x = x}, s, &N(nothing), sum, unused);
+  N(fold)(N(SUM), RSI_BY_NONE, N(WRITE_NOT), &(N(row)){.x = x}, s, &N(nothing), sum, unused);
   for (int64_t j = 0; j < s->width; j++) to[j] += (double)sum[j];
 }
 
-/*
-** Two sweeps over elements that are in the cache by the second: the mean, then moments about it, which f32 holds well. In double
-** they are moved to the origin: sum(x - o) = sum(d) + n e, sum((x - o)^2) = sum(d^2) + 2 e sum(d) + n e^2 with e = mean - o.
-*/
-static void N(moments)(const void *x, const rsi_columns *s, const float *origin, double *restrict to) {
-  float mean[RSI_BLOCK_COLUMNS], first[RSI_BLOCK_COLUMNS], second[RSI_BLOCK_COLUMNS] = {0};
-  const rsi_block_factors about = {.mean = mean};
-  const int64_t width = s->width, ends[3] = {0, s->rest, width};
-  N(fold)(N(SUM), RSI_BY_NONE, false, &(N(row)){.x = x}, s, &N(nothing), mean, second);
+/* One sweep about `mean`, and then the mean itself. True when it was so far off that f32 lost digits. */
+static bool N(about)(const void *x, const rsi_columns *s, float *restrict mean, float *restrict about, float *restrict first,
+                     float *restrict second) {
+  const int64_t ends[3] = {0, s->rest, s->width};
+  const rsi_block_factors f = {.mean = about};
+  int32_t off = 0;
+  memcpy(about, mean, (size_t)s->width * sizeof(float));
+  N(fold)(N(MOMENTS), RSI_BY_NONE, N(WRITE_NOT), &(N(row)){.x = x}, s, &f, first, second);
   for (int part = 0; part < 2; part++) {
-    const int64_t count = s->pieces * (s->rows + (part == 0));
-    const float share = count > 0 ? 1.0f / (float)count : 0.0f;
-    for (int64_t j = ends[part]; j < ends[part + 1]; j++) mean[j] *= share;
+    const float count = (float)(s->pieces * (s->rows + (part == 0))), share = count > 0 ? 1.0f / count : 0.0f;
+    for (int64_t j = ends[part]; j < ends[part + 1]; j++) {
+      off |= 5.0f * first[j] * first[j] > second[j] * count;
+      mean[j] = about[j] + first[j] * share;
+    }
   }
-  N(fold)(N(MOMENTS), RSI_BY_NONE, false, &(N(row)){.x = x}, s, &about, first, second);
+  return off != 0;
+}
+
+/*
+** Sums about a number near the mean of these elements are held well by f32: the distance may be two standard deviations, or the
+** sweep is done again about the mean that it found. In double they are moved to the origin: sum(x - o) = sum(d) + n e,
+** sum((x - o)^2) = sum(d^2) + 2 e sum(d) + n e^2 with e the number's distance from the origin.
+*/
+static void N(moments)(const void *x, const rsi_columns *s, const float *origin, float *mean, double *restrict to) {
+  float about[RSI_BLOCK_COLUMNS], first[RSI_BLOCK_COLUMNS], second[RSI_BLOCK_COLUMNS];
+  const int64_t width = s->width, ends[3] = {0, s->rest, width};
+  if (N(about)(x, s, mean, about, first, second)) N(about)(x, s, mean, about, first, second);
   for (int part = 0; part < 2; part++) {
     const double count = (double)(s->pieces * (s->rows + (part == 0)));
     for (int64_t j = ends[part]; j < ends[part + 1] && count > 0; j++) {
-      const double e = (double)mean[j] - (double)origin[j], d = (double)first[j], ne = count * e;
+      const double e = (double)about[j] - (double)origin[j], d = (double)first[j], ne = count * e;
       to[j] += d + ne;
       to[width + j] += (double)second[j] + e * (d + d + ne);
     }
   }
 }
 
-static void N(grad_sums)(const void *g, const void *x, const void *y, void *masked, const rsi_columns *s,
+static void N(grad_sums)(const void *g, const void *more, const void *x, const void *y, void *masked, const rsi_columns *s,
                          const rsi_block_factors *f, double *restrict to) {
   float first[RSI_BLOCK_COLUMNS], second[RSI_BLOCK_COLUMNS];
-  const N(row) from = {x, g, y, masked};
-  if (f->mask == RSI_BY_X) N(fold)(N(GRAD), RSI_BY_X, false, &from, s, f, first, second);
-  else if (f->mask == RSI_BY_Y && masked) N(fold)(N(GRAD), RSI_BY_Y, true, &from, s, f, first, second);
-  else if (f->mask == RSI_BY_Y) N(fold)(N(GRAD), RSI_BY_Y, false, &from, s, f, first, second);
-  else if (masked) N(fold)(N(GRAD), RSI_BY_NONE, true, &from, s, f, first, second);
-  else N(fold)(N(GRAD), RSI_BY_NONE, false, &from, s, f, first, second);
+  const N(row) from = {x, g, y, more, masked};
+  if (more && f->mask == RSI_BY_Y) N(fold)(N(GRAD), RSI_BY_Y, N(WRITE_SUM), &from, s, f, first, second);
+  else if (more) N(fold)(N(GRAD), RSI_BY_NONE, N(WRITE_SUM), &from, s, f, first, second);
+  else if (f->mask == RSI_BY_X) N(fold)(N(GRAD), RSI_BY_X, N(WRITE_NOT), &from, s, f, first, second);
+  else if (f->mask == RSI_BY_Y && masked) N(fold)(N(GRAD), RSI_BY_Y, N(WRITE), &from, s, f, first, second);
+  else if (f->mask == RSI_BY_Y) N(fold)(N(GRAD), RSI_BY_Y, N(WRITE_NOT), &from, s, f, first, second);
+  else if (masked) N(fold)(N(GRAD), RSI_BY_NONE, N(WRITE), &from, s, f, first, second);
+  else N(fold)(N(GRAD), RSI_BY_NONE, N(WRITE_NOT), &from, s, f, first, second);
   for (int64_t j = 0; j < s->width; j++) {
     to[j] += (double)first[j];
     to[s->width + j] += (double)second[j];

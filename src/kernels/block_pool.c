@@ -9,7 +9,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* vec_V of V floats, with what is needed of them. */
+/* vec_V of V floats, with what is needed of them. exact: stores what came from that type. */
 #define VECTORS(V)                                                                                                          \
   typedef float vec_##V __attribute__((vector_size(4 * V)));                                                                \
   typedef float vec_u_##V __attribute__((vector_size(4 * V), aligned(4), may_alias));                                       \
@@ -25,9 +25,12 @@
     return (vec_##V)(__builtin_convertvector(*(const halves_u_##V *)p, words_##V) << 16);                                   \
   }                                                                                                                         \
   INLINE void store_bf16_##V(uint16_t *p, vec_##V v) {                                                                      \
-    const words_##V u = (words_##V)v, odd = (words_##V)(v != v);                                                            \
-    const words_##V rounded = u + 0x7FFFu + ((u >> 16) & 1u);                                                               \
-    *(halves_u_##V *)p = __builtin_convertvector((((u | 0x400000u) & odd) | (rounded & ~odd)) >> 16, halves_##V);           \
+    const words_##V u = (words_##V)v;                                                                                       \
+    *(halves_u_##V *)p = __builtin_convertvector((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16, halves_##V);                       \
+  }                                                                                                                         \
+  INLINE void exact_f32_##V(float *p, vec_##V v) { *(vec_u_##V *)p = v; }                                                   \
+  INLINE void exact_bf16_##V(uint16_t *p, vec_##V v) {                                                                      \
+    *(halves_u_##V *)p = __builtin_convertvector((words_##V)v >> 16, halves_##V);                                           \
   }                                                                                                                         \
   INLINE ints_##V load_taps_##V(const uint8_t *p) { return __builtin_convertvector(*(const bytes_u_##V *)p, ints_##V); }    \
   INLINE void store_taps_##V(uint8_t *p, ints_##V v) { *(bytes_u_##V *)p = __builtin_convertvector(v, bytes_##V); }         \

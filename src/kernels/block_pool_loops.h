@@ -6,6 +6,7 @@
 #define JOIN(a, b) JOIN_(a, b)
 #define LOAD(V) JOIN(N(load), V)
 #define STORE(V) JOIN(N(store), V)
+#define EXACT(V) JOIN(N(exact), V)
 #if RSI_LANES == 16
 #define UNITS(F, ...)                                                                                                       \
   do {                                                                                                                      \
@@ -42,7 +43,7 @@ typedef struct N(window) { const T *x; span rows, cols; int64_t down, right, kw;
         chosen = first ? number : (number & better) | (chosen & ~better);                                                   \
         first = false;                                                                                                      \
       }                                                                                                                     \
-    STORE(V)(y + j, best);                                                                                                  \
+    EXACT(V)(y + j, best);                                                                                                  \
     store_taps_##V(tap + j, chosen);                                                                                        \
   }
 FOR_VECTORS(MAX_UNIT)
@@ -89,7 +90,7 @@ static void N(max_row)(const rsi_pool_shape *s, int64_t b, const void *px, int64
     const vec_##V v = LOAD(V)(g + j);                                                                                       \
     if (tap) {                                                                                                              \
       const ints_##V taps = load_taps_##V(tap + j) - first;                                                                 \
-      for (int64_t l = 0; l < count; l++) STORE(V)(x + l * b + j, keep_##V((ints_##V)(taps == (int32_t)l), v));             \
+      for (int64_t l = 0; l < count; l++) EXACT(V)(x + l * b + j, keep_##V((ints_##V)(taps == (int32_t)l), v));             \
     } else {                                                                                                                \
       const vec_##V part = v * share;                                                                                       \
       for (int64_t l = 0; l < count; l++) STORE(V)(x + l * b + j, part);                                                    \
@@ -264,4 +265,5 @@ static void N(avg_back_row)(const rsi_pool_shape *s, int64_t b, const void *g, i
 #undef JOIN
 #undef LOAD
 #undef STORE
+#undef EXACT
 #undef UNITS

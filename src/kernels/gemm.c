@@ -14,6 +14,7 @@
 */
 #include "kernels/gemm.h"
 #include "kernels/bf16.h"
+#include "kernels/gemm_amx.h"
 #include "kernels/gemm_end.h"
 #include <string.h>
 #if RSI_ISA_LEVEL > 0
@@ -98,5 +99,5 @@ extern const rsi_k_gemm RSI_ISA(rsi_k_gemm);
 const rsi_k_gemm RSI_ISA(rsi_k_gemm) = {
   .sgemm = sgemm, .dgemm = dgemm, .sgemm_end = sgemm_end, .dgemm_end = dgemm_end,
   .f32_end = RSI_ISA(rsi_gemm_end_f32), .f64_end = RSI_ISA(rsi_gemm_end_f64), .scratch = scratch,
-  .panels = spanels, .panels_bf16 = spanels_bf16, .pack_panels = spack_panels,
+  .panels = spanels, .panels_bf16 = spanels_bf16, .pack_panels = spack_panels, .amx = &RSI_ISA(rsi_k_amx),
 };

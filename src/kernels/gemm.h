@@ -24,13 +24,13 @@ typedef void (*rsi_dgemm_end_fn)(int64_t m, int64_t n, int64_t k, const double *
 
 /*
 ** Panels: a matrix b: [k, n] in the order in which the kernels of every instruction set read it, so that it is read from end to
-** end. PANEL columns of b, padded with zeros, make a panel; a panel of f32 is [k, PANEL], of bf16 [ceil(k / 2), PANEL, 2]: two
-** rows of b in turn, as AMX takes them, the last one padded with zeros.
+** end. PANEL columns of b, padded with zeros, make a panel; a panel of f32 is [k, PANEL], of bf16 [k / 2, PANEL, 2]: two rows of b
+** in turn, as AMX takes them, padded with zeros to a multiple of 32 rows.
 */
 enum { RSI_PANEL = 32 };
 static inline int64_t rsi_panels(int64_t n) { return (n + RSI_PANEL - 1) / RSI_PANEL; }
 /* Elements of a panel. */
-static inline int64_t rsi_panel_size(int64_t k, bool bf16) { return (bf16 ? (k + 1) / 2 * 2 : k) * RSI_PANEL; }
+static inline int64_t rsi_panel_size(int64_t k, bool bf16) { return (bf16 ? (k + 31) / 32 * 32 : k) * RSI_PANEL; }
 
 typedef struct rsi_k_gemm {
   rsi_sgemm_fn sgemm;
@@ -49,6 +49,7 @@ typedef struct rsi_k_gemm {
   /* Panels first..last - 1 of b: [k, n] with any strides, as f32 or rounded to bf16. */
   void (*pack_panels)(int64_t first, int64_t last, int64_t n, int64_t k, const float *b, int64_t brs, int64_t bcs, bool bf16,
                       void *panels);
+  const struct rsi_k_amx *amx;   /* kernels/gemm_amx.h */
 } rsi_k_gemm;
 
 #endif

@@ -120,7 +120,7 @@ static void NAME(panels_bf16)(int64_t m, int64_t n, int64_t k, const T *a, int64
 
 static void NAME(pack_panels)(int64_t first, int64_t last, int64_t n, int64_t k, const T *b, int64_t brs, int64_t bcs, bool bf16,
                               void *panels) {
-  enum { RUN = 16 };
+  enum { RUN = 32 };
   T part[RUN * RSI_PANEL];
   for (int64_t j = first; j < last; j++) {
     const T *const from = b + j * RSI_PANEL * bcs;
@@ -136,7 +136,7 @@ static void NAME(pack_panels)(int64_t first, int64_t last, int64_t n, int64_t k,
       const int64_t depth = smaller(RUN, k - p);
       if (depth < RUN || width < RSI_PANEL) memset(part, 0, sizeof part);
       NAME(pack_panel)(depth, width, RSI_PANEL, from + p * brs, brs, bcs, part);
-      for (int64_t q = 0; q < depth; q += 2, to += 2 * RSI_PANEL)
+      for (int64_t q = 0; q < RUN; q += 2, to += 2 * RSI_PANEL)
         for (int64_t i = 0; i < RSI_PANEL; i++) {
           to[2 * i] = rsi_to_bf16(part[q * RSI_PANEL + i]);
           to[2 * i + 1] = rsi_to_bf16(part[(q + 1) * RSI_PANEL + i]);

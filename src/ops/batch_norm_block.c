@@ -6,6 +6,7 @@
 ** Columns see tables with a number for each of them, group after group: [G][width]. Channels from C on have zeros there, so they
 ** stay zeros.
 */
+#include "kernels/bf16.h"
 #include "ops/block_image.h"
 #include <math.h>
 #include <string.h>
@@ -28,7 +29,7 @@ RSI_ATTRS(batch_norm_block, BATCH_NORM_BLOCK_ATTRS)
 RSI_ATTRS(batch_norm_block_backward, BATCH_NORM_BLOCK_BACKWARD_ATTRS)
 
 enum { X, WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, RESIDUAL };
-enum { B_G, B_X, B_Y, B_MEAN, B_RSTD, B_WEIGHT, B_BIAS };
+enum { B_G, B_X, B_Y, B_MEAN, B_RSTD, B_WEIGHT, B_BIAS, B_MORE };
 enum { NONE, RELU, RELU6 };
 
 static int64_t values_of(const rs_tensor *x) {       /* of one channel */
@@ -69,6 +70,8 @@ static rs_status batch_norm_block_backward_infer(rsi_call *c) {
   RSI_TRY(rsi_block_check_vector(c->in[B_RSTD], "rstd", a->channels));
   RSI_TRY(rsi_block_check_vector(c->in[B_WEIGHT], "weight", a->channels));
   RSI_TRY(rsi_block_check_vector(c->in[B_BIAS], "bias", a->channels));
+  RSI_TRY(rsi_block_check_like(c->in[B_MORE], "more", x));
+  RSI_CHECK(!c->in[B_MORE] || a->residual, RS_ERR_ARG, "the sum of two gradients is kept in the residual's; set residual");
   RSI_CHECK(!a->residual || a->act == NONE || c->in[B_Y], RS_ERR_ARG, "with a residual the activation can only be seen in y; give it");
   rsi_desc_of(x, &c->desc[0]);
   c->desc[1] = (rsi_desc){.dtype = RS_F32, .ndim = 1, .shape = {a->channels}};
@@ -84,7 +87,7 @@ typedef struct norm {
   rsi_block_plan    plan;
   rsi_block_factors f;            /* of group 0; those of others lie plan.width further each */
   const rsi_block_norm_loops *k;
-  const char *x, *g, *y;          /* y: the result, or the residual in forward */
+  const char *x, *g, *y, *more;   /* y: the result, or the residual in forward */
   char       *out, *masked;
   const float *origin;
   size_t      item;
@@ -107,7 +110,7 @@ static void spread(const norm *n, const float *from, float *to) {
   const rsi_block_plan *const p = &n->plan;
   for (int64_t g = 0; g < p->groups; g++, to += p->width) {
     const int64_t rest = n->channels - g * p->block, filled = rest < p->block ? rest : p->block;
-    memcpy(to, from + g * p->block, (size_t)filled * sizeof(float));
+    for (int64_t j = 0; j < filled; j++) to[j] = rsi_plain_nan(from[g * p->block + j]);
     for (int64_t j = filled; j < p->block; j++) to[j] = 0;
     for (int64_t j = p->block; j < p->width; j++) to[j] = to[j - p->block];
   }
@@ -141,9 +144,12 @@ static size_t batch_norm_block_scratch(const rsi_call *c) {
   return channel_bytes(a->channels) + 3 * table_bytes(&plan) + (a->training ? rsi_block_sums_bytes(&plan, 2) : 0);
 }
 
-static void moments_of(const void *arg, int64_t group, int64_t at, int64_t column, const rsi_columns *columns, double *sums) {
+static void moments_of(const void *arg, int64_t group, int64_t at, int64_t column, const rsi_columns *columns, double *sums,
+                       float *memory, bool first) {
   const norm *const n = arg;
-  n->k->moments(n->x + (size_t)at * n->item, columns, n->origin + group * n->plan.width + column, sums);
+  const float *const origin = n->origin + group * n->plan.width + column;
+  if (first) memcpy(memory, origin, (size_t)columns->width * sizeof(float));
+  n->k->moments(n->x + (size_t)at * n->item, columns, origin, memory, sums);
 }
 
 /*
@@ -233,7 +239,7 @@ static rs_status batch_norm_block_run(const rsi_call *c) {
 /* ---- backward -------------------------------------------------------------------------------------------------------- */
 
 /*
-** With M values in a channel, g masked by the activation, and xc = x - mean:
+** With M values in a channel, g (the sum of two, when there is `more`) masked by the activation, and xc = x - mean:
 **   gbias = sum(g),  gweight = rstd sum(g xc),
 **   gx = rstd weight (g - sum(g) / M - xc rstd^2 sum(g xc) / M),  or rstd weight g when the statistics were given.
 ** When the masked g is wanted, the first sweep writes it and the second reads that.
@@ -244,11 +250,14 @@ static size_t batch_norm_block_backward_scratch(const rsi_call *c) {
   return channel_bytes(RSI_ATTR(c, batch_norm_block_backward)->channels) + 6 * table_bytes(&plan) + rsi_block_sums_bytes(&plan, 2);
 }
 
-static void grad_sums_of(const void *arg, int64_t group, int64_t at, int64_t column, const rsi_columns *columns, double *sums) {
+static void grad_sums_of(const void *arg, int64_t group, int64_t at, int64_t column, const rsi_columns *columns, double *sums,
+                         float *memory, bool first) {
   const norm *const n = arg;
+  (void)memory, (void)first;
   const rsi_block_factors f = factors(n, group, column);
   const size_t byte = (size_t)at * n->item;
-  n->k->grad_sums(n->g + byte, n->x + byte, n->y ? n->y + byte : NULL, n->masked ? n->masked + byte : NULL, columns, &f, sums);
+  n->k->grad_sums(n->g + byte, n->more ? n->more + byte : NULL, n->x + byte, n->y ? n->y + byte : NULL,
+                  n->masked ? n->masked + byte : NULL, columns, &f, sums);
 }
 
 static void grad_piece(const void *arg, int64_t group, int64_t at, int64_t count) {
@@ -286,6 +295,7 @@ static rs_status batch_norm_block_backward_run(const rsi_call *c) {
   for (int i = 0; i < 6; i++) table[i] = (void *)(tables + (size_t)i * bytes);
   double *const sums = (void *)(tables + 6 * bytes);
   n.g = c->in[B_G]->data;
+  n.more = c->in[B_MORE] ? c->in[B_MORE]->data : NULL;
   n.out = c->out[0]->data;
   n.masked = a->residual ? c->out[3]->data : NULL;
   n.f = (rsi_block_factors){.mean = table[0], .low = LOWEST[a->act], .high = HIGHEST[a->act]};
@@ -302,7 +312,7 @@ static rs_status batch_norm_block_backward_run(const rsi_call *c) {
     n.f.mask = RSI_BY_X;
     if (a->act == RELU6 && c->in[B_X]->dtype == RS_BF16) n.f.high = BF16_BELOW_6;
   }
-  rsi_block_sums(c->x, &n.plan, 2, (double)(2 + (n.y != NULL) + a->residual) * n.work, grad_sums_of, &n, sums);
+  rsi_block_sums(c->x, &n.plan, 2, (double)(2 + (n.y != NULL) + (n.more != NULL) + a->residual) * n.work, grad_sums_of, &n, sums);
   backward_factors(c, &n, sums, values, table + 1);
   n.f.a = table[1], n.f.b = table[2], n.f.c = table[3];
   if (n.masked) {
@@ -335,6 +345,8 @@ static const rsi_sample batch_norm_block_backward_samples[] = {
   {"f4x3x5x7,f4x3x5x7,-,f3,f3@0.5:2,f3", &back_eval, 0, 1},
   {"f3x2x9x8x16,f3x2x9x8x16,-,f20,f20@0.5:2,f20,f20", &back20, 0, 1},
   {"f2x5x6x6x8,f2x5x6x6x8,-,f33,f33@0.5:2", &back33, 0, 1},
+  {"f2x5x6x6x8,f2x5x6x6x8,-,f33,f33@0.5:2,f33,-,f2x5x6x6x8", &back33, 0, 1},
+  {"f2x3x5x7x1,f2x3x5x7x1,f2x3x5x7x1,f3,f3@0.5:2,f3,-,f2x3x5x7x1", &back3, 0, 1},
   {"f5x1x3x3x5,f5x1x3x3x5,-,f5,f5@0.5:2", &back5, 0, 1},
   {"f2x1x5x5x600,f2x1x5x5x600,f2x1x5x5x600,f600,f600@0.5:2,f600", &back600, 0, 1},
   {"f0x3x5x7x1,f0x3x5x7x1,f0x3x5x7x1,f3,f3@0.5:2", &back3, 0, 1},
@@ -362,8 +374,8 @@ const rs_op rsi_op_batch_norm_block = {
 const rs_op rsi_op_batch_norm_block_backward = {
   .name = "batch_norm_block_backward",
   .doc = "Gradients of batch_norm_block for x, weight, bias and residual. What the activation let pass is seen in y or, where there "
-         "was no residual and y is left out, computed from x, weight and bias.",
-  .inputs = "g,x,y?,mean,rstd,weight?,bias?", .nin_min = 2, .nin_max = 7, .nout = 4,
+         "was no residual and y is left out, computed from x, weight and bias. more: another gradient, added to g first.",
+  .inputs = "g,x,y?,mean,rstd,weight?,bias?,more?", .nin_min = 2, .nin_max = 8, .nout = 4,
   .traits = RSI_T_INTERNAL | RSI_T_HALF, .dtypes = RSI_F32 | RSI_HALF, RSI_USES_ATTRS(batch_norm_block_backward),
   .infer = batch_norm_block_backward_infer,
   .kernels = batch_norm_block_backward_kernels, .samples = batch_norm_block_backward_samples,

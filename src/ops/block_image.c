@@ -78,27 +78,29 @@ size_t rsi_block_sums_bytes(const rsi_block_plan *p, int slots) {
   return ((size_t)(parts * p->groups * p->block) * (size_t)slots * sizeof(double) + 63) & ~(size_t)63;
 }
 
-static void sum_chunk(const sum_job *job, int64_t group, int64_t chunk, int64_t column, int64_t width, double *sums) {
+static void sum_chunk(const sum_job *job, int64_t group, int64_t chunk, int64_t column, int64_t width, double *sums,
+                      float *memory, bool begin) {
   const rsi_block_plan *const p = job->p;
   const int64_t n = p->pieces == 1 ? chunk * p->gather : chunk / p->pieces;
   const int64_t first = p->pieces == 1 ? 0 : chunk % p->pieces * p->piece;
   const int64_t rest = p->plane - first, length = rest < p->piece ? rest : p->piece;
   const rsi_columns columns = {.pieces = p->n - n < p->gather ? p->n - n : p->gather, .step = p->groups * p->plane,
                                .rows = length / p->width, .stride = p->width, .width = width, .rest = length % p->width};
-  job->fn(job->arg, group, (n * p->groups + group) * p->plane + first + column, column, &columns, sums);
+  job->fn(job->arg, group, (n * p->groups + group) * p->plane + first + column, column, &columns, sums, memory, begin);
 }
 
 static void sum_tasks(void *arg, int64_t first, int64_t last) {
   const sum_job *const job = arg;
   const rsi_block_plan *const p = job->p;
   double sums[2 * RSI_BLOCK_COLUMNS];
+  float memory[RSI_BLOCK_COLUMNS];
   for (int64_t task = first; task < last; task++) {
     const int64_t strip = task % p->strips, place = task / p->strips, group = place % p->groups, part = place / p->groups;
     const int64_t column = strip * RSI_BLOCK_COLUMNS;
     const int64_t width = p->width - column < RSI_BLOCK_COLUMNS ? p->width - column : RSI_BLOCK_COLUMNS;
     memset(sums, 0, (size_t)(job->slots * width) * sizeof(double));
     for (int64_t chunk = part * TASK; chunk < (part + 1) * TASK && chunk < p->chunks; chunk++)
-      sum_chunk(job, group, chunk, column, width, sums);
+      sum_chunk(job, group, chunk, column, width, sums, memory, chunk == part * TASK);
     const int64_t block = p->block < width ? p->block : width;    /* columns from here on are copies of the first */
     for (int slot = 0; slot < job->slots; slot++) {
       double *const to = job->to + (place * job->slots + slot) * p->block + column;

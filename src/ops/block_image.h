@@ -34,8 +34,12 @@ typedef struct rsi_block_plan {
 
 void rsi_block_plan_make(const rs_tensor *x, rsi_block_plan *plan);
 
-/* Adds up the columns of a chunk: sums[slots][columns->width]. `at`: its first element; it begins in column `column` of `group`. */
-typedef void (*rsi_block_sum_fn)(const void *arg, int64_t group, int64_t at, int64_t column, const rsi_columns *columns, double *sums);
+/*
+** Adds up the columns of a chunk: sums[slots][columns->width]. `at`: its first element; it begins in column `column` of `group`.
+** memory: [columns->width], kept from one chunk of a task to the next; `first`: it holds nothing yet.
+*/
+typedef void (*rsi_block_sum_fn)(const void *arg, int64_t group, int64_t at, int64_t column, const rsi_columns *columns, double *sums,
+                                 float *memory, bool first);
 
 size_t rsi_block_sums_bytes(const rsi_block_plan *plan, int slots);
 /* work: nanoseconds for an element. to: [groups][slots][block], the first part of rsi_block_sums_bytes. */

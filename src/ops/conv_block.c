@@ -441,11 +441,26 @@ static bool fast_call(const rsi_call *c, const plain *p, rsi_conv_call *k) {
 
 static bool is_f32(const rs_tensor *t) { return t == NULL || t->dtype == RS_F32; }
 
+/* A residual is read from where it is only if that does not ask for another layout of packed weights. */
+static int64_t residual_mode(const rsi_call *c, rsi_conv_call k) {
+  uint64_t bare = 0, apart = 0;
+  if (c->in[3] == NULL) return RSI_CONV_NO_RESIDUAL;
+  if (c->out != NULL && c->out[0] != NULL && c->out[0]->data == c->in[3]->data) return RSI_CONV_IN_PLACE;
+  if (!k.packed) return RSI_CONV_APART;
+  k.residual = RSI_CONV_NO_RESIDUAL;
+  rsi_onednn_pack_bytes(c->x->onednn, &k, &bare);
+  k.residual = RSI_CONV_APART;
+  rsi_onednn_pack_bytes(c->x->onednn, &k, &apart);
+  return bare == apart ? RSI_CONV_APART : RSI_CONV_COPIED;
+}
+
 static bool forward_call(const rsi_call *c, plain *p, rsi_conv_call *k) {
   const rs_tensor *const w = c->in[1], *const residual = c->in[3];
   if (describe_forward(c, p) != RS_OK || !fast_call(c, p, k)) return false;
-  k->packed = is_packed(w), k->bias = c->in[2] != NULL, k->residual = residual != NULL, k->act = RSI_ATTR(c, conv2d_block)->act;
-  return (k->packed || is_f32(w)) && is_f32(c->in[2]) && (residual == NULL || residual->dtype == forms(c)->dtype);
+  k->packed = is_packed(w), k->bias = c->in[2] != NULL, k->act = RSI_ATTR(c, conv2d_block)->act;
+  if (!(k->packed || is_f32(w)) || !is_f32(c->in[2]) || (residual != NULL && residual->dtype != forms(c)->dtype)) return false;
+  k->residual = residual_mode(c, *k);
+  return true;
 }
 
 static bool pack_call(const rsi_call *c, plain *p, rsi_conv_call *k) {

@@ -4,6 +4,7 @@
 ** A packed weight is a u8 tensor in the panels of kernels/gemm.h, f32 or bf16. All leading dimensions of x are rows. What is not
 ** of the dtype that is computed in (f32; f64 when x is) is converted into scratch memory first, the result last.
 */
+#include "ops/half.h"
 #include "ops/product.h"
 #include "base/lanes.h"
 
@@ -20,8 +21,6 @@ RSI_ATTRS(linear_act, LINEAR_ACT_ATTRS)
 #define LINEAR_PACK_ATTRS(F, T) F(T, DTYPE, dtype, RS_F32, 0, RS_DTYPES - 1, NULL, "what the packed weight holds: f32 or bf16")
 RSI_ATTRS(linear_pack, LINEAR_PACK_ATTRS)
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static bool packs_into(int64_t dtype) { return dtype == RS_F32 || dtype == RS_BF16; }
 static int64_t packed_bytes(int64_t n, int64_t k, int64_t dtype) {
   return rsi_panels(n) * rsi_panel_size(k, dtype == RS_BF16) * (dtype == RS_BF16 ? 2 : 4);
@@ -34,14 +33,20 @@ typedef struct task {
   const rsi_exec *x;
   int     dtype;                     /* computed in */
   bool    packed, bf16;              /* the weight */
+  bool    half;                      /* x and the weight are bf16: rsi_half_product */
   int64_t m, n, k;
   size_t  at[OPERANDS], out, bytes;  /* offsets of converted operands and of the result before it is converted */
   bool    convert[OPERANDS], narrow; /* which there are */
   const void *in[OPERANDS];
   void   *y;
   rsi_gemm_end end;
-  int64_t block_m, block_n, across;  /* blocks of a product with a packed weight */
 } task;
+
+static rsi_half half_of(const task *t, const rsi_call *c) {
+  return (rsi_half){.m = t->m, .n = t->n, .k = t->k, .a = t->in[X], .b = t->in[WEIGHT], .ars = t->k, .acs = 1, .brs = 1, .bcs = t->k,
+                    .packed = t->packed, .c = t->y, .ldc = t->n, .c_bf16 = c->desc[0].dtype == RS_BF16, .end = t->end,
+                    .residual_bf16 = c->in[RESIDUAL] && c->in[RESIDUAL]->dtype == RS_BF16};
+}
 
 static void make_task(task *t, const rsi_call *c) {
   const linear_act_attrs *const a = RSI_ATTR(c, linear_act);
@@ -56,14 +61,19 @@ static void make_task(task *t, const rsi_call *c) {
   t->end.act = (rsi_act)a->act;
   t->end.stride = t->n;
   const size_t item = rsi_dtype_size[t->dtype];
-  if (!t->packed) t->bytes = rsi_lane_round(rsi_product_scratch(c->x, t->dtype, t->m, t->n, t->k));
+  t->half = x->dtype == RS_BF16 && (y->dtype == RS_BF16 || y->dtype == RS_F32) && (t->packed ? t->bf16 : w->dtype == RS_BF16);
+  if (t->half) {
+    const rsi_half h = half_of(t, c);
+    t->bytes = rsi_lane_round(rsi_half_scratch(c->x, &h));
+  } else if (!t->packed) t->bytes = rsi_lane_round(rsi_product_scratch(c->x, t->dtype, t->m, t->n, t->k));
   for (int i = 0; i < OPERANDS; i++) {
     if (!c->in[i] || c->in[i]->dtype == t->dtype || (i == WEIGHT && t->packed)) continue;
+    if (t->half && (i == X || i == WEIGHT || c->in[i]->dtype == (i == RESIDUAL ? RS_BF16 : RS_F32))) continue;
     t->convert[i] = true;
     t->at[i] = t->bytes;
     t->bytes += rsi_lane_round((size_t)c->in[i]->numel * item);
   }
-  t->narrow = y->dtype != t->dtype;
+  t->narrow = y->dtype != t->dtype && !t->half;
   t->out = t->bytes;
   if (t->narrow) t->bytes += rsi_lane_round((size_t)(t->m * t->n) * item);
 }
@@ -81,46 +91,6 @@ static void convert(const rsi_exec *x, int64_t n, int from_dtype, const void *fr
   conversion v = {x->k->elementwise->cast->cast[from_dtype][to_dtype], to, from, (int64_t)rsi_dtype_size[to_dtype],
                   (int64_t)rsi_dtype_size[from_dtype]};
   rsi_parallel(x, n, 0.15, convert_range, &v);
-}
-
-/* ---- a packed weight --------------------------------------------------------------------------------------------------- */
-
-enum { ROWS = 96, COLUMNS = 4 * RSI_PANEL, ITEM_NS = 20000, ITEMS = 64 };   /* least sides of a block; its least work; most blocks */
-
-/* Cuts the result into blocks, by its shape alone; returns the nanoseconds of one. */
-static double cut(task *t) {
-  const double item = t->bf16 ? 2.0 : 4.0, weight = (double)t->n * (double)t->k;
-  const double step = t->x->k->level == RSI_ISA_AVX512 ? 0.006 : t->x->k->level == RSI_ISA_AVX2 ? 0.012 : 0.04;
-  const double read = weight * item / 20.0, compute = step * weight * (double)t->m, total = read > compute ? read : compute;
-  const int64_t worth = larger(1, (int64_t)(total / ITEM_NS)), parts = smaller(worth, ITEMS), panels = rsi_panels(t->n);
-  /* Rows first, since each block reads all of its columns' panels; but one row is bound by reading them. */
-  const int64_t down = t->m < 2 * ROWS ? 1 : smaller(parts, t->m / ROWS), across = larger(1, smaller(parts / down, panels));
-  t->block_m = (t->m + down - 1) / down;
-  t->block_m = down > 1 ? (t->block_m + 23) / 24 * 24 : t->block_m;
-  t->block_n = (panels + across - 1) / across * RSI_PANEL;
-  t->across = (t->n + t->block_n - 1) / t->block_n;
-  return total / (double)(t->across * ((t->m + t->block_m - 1) / t->block_m));
-}
-
-static void packed_range(void *arg, int64_t first, int64_t last) {
-  const task *const t = arg;
-  const rsi_k_gemm *const gemm = t->x->k->gemm;
-  const bool ends = t->end.act != RSI_ACT_NONE || t->end.bias || t->end.residual;
-  for (int64_t i = first; i < last; i++) {
-    const int64_t row = i / t->across * t->block_m, column = i % t->across * t->block_n;
-    const int64_t m = smaller(t->block_m, t->m - row), n = smaller(t->block_n, t->n - column);
-    const float *const a = (const float *)t->in[X] + row * t->k;
-    float *const c = (float *)t->y + row * t->n + column;
-    const int64_t at = column / RSI_PANEL * rsi_panel_size(t->k, t->bf16);
-    const rsi_gemm_end *const end = ends ? &t->end : NULL;
-    if (t->bf16) gemm->panels_bf16(m, n, t->k, a, t->k, (const uint16_t *)t->in[WEIGHT] + at, c, t->n, end, row, column);
-    else gemm->panels(m, n, t->k, a, t->k, (const float *)t->in[WEIGHT] + at, c, t->n, end, row, column);
-  }
-}
-
-static void run_packed(task *t) {
-  const double work = cut(t);
-  rsi_parallel(t->x, t->across * ((t->m + t->block_m - 1) / t->block_m), work, packed_range, t);
 }
 
 /* ---- linear_act --------------------------------------------------------------------------------------------------------- */
@@ -146,7 +116,10 @@ static rs_status linear_act_run(const rsi_call *c) {
   t.end.bias = t.in[BIAS];
   t.end.residual = t.in[RESIDUAL];
   t.y = t.narrow ? scratch + t.out : c->out[0]->data;
-  if (t.packed) run_packed(&t);
+  if (t.half) {
+    const rsi_half h = half_of(&t, c);
+    rsi_half_product(c->x, &h, scratch);
+  } else if (t.packed) rsi_product_panels(c->x, t.m, t.n, t.k, t.in[X], t.k, t.in[WEIGHT], t.bf16, t.y, t.n, &t.end);
   else rsi_product_end(c->x, t.dtype, t.m, t.n, t.k, t.in[X], t.k, 1, t.in[WEIGHT], 1, t.k, 0, t.y, t.n, &t.end, scratch);
   if (t.narrow) convert(c->x, t.m * t.n, t.dtype, t.y, c->out[0]->dtype, c->out[0]->data);
   return RS_OK;

@@ -242,9 +242,10 @@ static size_t channel_sum_block_scratch(const rsi_call *c) {
   return rsi_block_sums_bytes(&plan, 1);
 }
 
-static void sums_of(const void *arg, int64_t group, int64_t at, int64_t column, const rsi_columns *columns, double *sums) {
+static void sums_of(const void *arg, int64_t group, int64_t at, int64_t column, const rsi_columns *columns, double *sums,
+                    float *memory, bool first) {
   const plane_job *const j = arg;
-  (void)group, (void)column;
+  (void)group, (void)column, (void)memory, (void)first;
   j->k->sums(AT(j->x, at), columns, sums);
 }
 

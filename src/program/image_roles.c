@@ -86,7 +86,7 @@ static void forward_chain(const rs_program *p, const int *reader, rsi_role *role
 }
 
 /* relu_backward at k, whose result a batch norm's backward reads. */
-static void backward_mask(const rs_program *p, rsi_role *roles, int k) {
+static void backward_mask(const rs_program *p, const rsi_facts *f, const int *reader, rsi_role *roles, int k) {
   const int id = p->instrs[k].ids[p->instrs[k].nin];
   int found = -1, readers = 0;
   if (rsi_is_outside(p, id)) return;
@@ -100,12 +100,16 @@ static void backward_mask(const rs_program *p, rsi_role *roles, int k) {
   }
   if (found < 0) return;
   roles[found].kind = RSI_ROLE_JOINED;
-  roles[k] = (rsi_role){.kind = RSI_ROLE_MASK, .act = RSI_CONV_RELU, .shared = readers > 1, .head = found, .residual = -1};
+  roles[k] = (rsi_role){.kind = RSI_ROLE_MASK, .act = RSI_CONV_RELU, .shared = readers > 1, .head = found, .residual = -1, .sum = -1};
+  const int g = p->instrs[k].ids[0], sum = f->def[g];
+  if (sum < 0 || rsi_is_outside(p, g) || reader[g] != k || roles[sum].kind != RSI_ROLE_NONE) return;
+  if (other_term(p, &p->instrs[sum], p->instrs[sum].ids[0]) < 0) return;
+  roles[sum].kind = RSI_ROLE_JOINED;
+  roles[k].sum = sum;
 }
 
 rs_status rsi_image_roles(const rs_program *p, const rsi_facts *f, rsi_role *roles) {
   void *block;
-  (void)f;
   RSI_TRY(rsi_alloc(p->heap, sizeof(int) * (size_t)p->nvalues + 1, &block));
   int *const reader = block;
   memset(roles, 0, sizeof *roles * (size_t)p->ninstrs);
@@ -115,7 +119,7 @@ rs_status rsi_image_roles(const rs_program *p, const rsi_facts *f, rsi_role *rol
     const bool heads = i->op == &rsi_op_conv2d || i->op == &rsi_op_batch_norm;
     if (heads && roles[k].kind == RSI_ROLE_NONE && is_image(p, i->ids[0])) forward_chain(p, reader, roles, k);
     if (i->op == &rsi_op_conv2d_backward_data && roles[k].kind == RSI_ROLE_NONE && is_image(p, i->ids[0])) transposed_chain(p, reader, roles, k);
-    if (i->op == &rsi_op_relu_backward && is_image(p, i->ids[0])) backward_mask(p, roles, k);
+    if (i->op == &rsi_op_relu_backward && is_image(p, i->ids[0])) backward_mask(p, f, reader, roles, k);
   }
   rsi_free(p->heap, block, sizeof(int) * (size_t)p->nvalues + 1);
   return RS_OK;

@@ -260,22 +260,22 @@ static bool forward_norm(layout *l, const rsi_instr *i, int out, int residual, i
   return true;
 }
 
-/* mask: the relu_backward before it, or NULL. */
-static bool backward_norm(layout *l, const rsi_instr *i, const rsi_instr *mask, bool shared) {
+/* mask: the relu_backward before it, or NULL; sum: the sum before that, or NULL. */
+static bool backward_norm(layout *l, const rsi_instr *i, const rsi_instr *mask, const rsi_instr *sum, bool shared) {
   rsi_attr_set a;
-  const int g = mask ? mask->ids[0] : i->ids[0], x = i->ids[1];
+  const int g = sum ? sum->ids[0] : mask ? mask->ids[0] : i->ids[0], x = i->ids[1];
   if (!has_twin(l, x) && !has_twin(l, g)) return false;
   const int64_t b = has_twin(l, x) ? l->images[x].block : l->images[g].block;
   rsi_attrs_of(RS_OP_batch_norm_block_backward, &a);
   rsi_attrs_from(&a, i);
   rsi_attrs_int(&a, "channels", desc_of(l, x)->shape[1]);
   rsi_attrs_int(&a, "act", mask ? RSI_CONV_RELU : RSI_CONV_NO_ACT);
-  rsi_attrs_int(&a, "residual", shared);
-  const int in[6] = {in_block(l, g, b), in_block(l, x, b), mask ? in_block(l, mask->ids[1], b) : -1, rsi_edit_id(&l->e, i->ids[2]),
-                     rsi_edit_id(&l->e, i->ids[3]), rsi_edit_id(&l->e, i->ids[4])};
+  rsi_attrs_int(&a, "residual", shared || sum);
+  const int in[8] = {in_block(l, g, b), in_block(l, x, b), mask ? in_block(l, mask->ids[1], b) : -1, rsi_edit_id(&l->e, i->ids[2]),
+                     rsi_edit_id(&l->e, i->ids[3]), rsi_edit_id(&l->e, i->ids[4]), -1, sum ? in_block(l, sum->ids[1], b) : -1};
   int out[4] = {-1, i->ids[i->nin + 1], i->ids[i->nin + 2], -1};
-  if (in[0] < 0 || in[1] < 0 || (mask && in[2] < 0)) return false;
-  if (!rsi_edit_emit(&l->e, RS_OP_batch_norm_block_backward, a.bytes, 6, in, 4, out)) return false;
+  if (in[0] < 0 || in[1] < 0 || (mask && in[2] < 0) || (sum && in[7] < 0)) return false;
+  if (!rsi_edit_emit(&l->e, RS_OP_batch_norm_block_backward, a.bytes, 8, in, 4, out)) return false;
   set_twin(l, i->ids[i->nin], out[0], b);
   if (shared) set_twin(l, mask->ids[mask->nin], out[3], b);
   return true;
@@ -521,7 +521,7 @@ static bool lower_one(layout *l, int k) {
   if (!i->kernel && i->op != &rsi_op_narrow) return false;
   if (i->op == &rsi_op_conv2d_backward_data) return is_image(l, i->ids[0]) && data_conv(l, i, i->ids[i->nin], -1);
   if (i->op == &rsi_op_conv2d_backward_weight) return is_image(l, i->ids[0]) && weight_conv(l, i);
-  if (i->op == &rsi_op_batch_norm_backward) return is_image(l, i->ids[0]) && backward_norm(l, i, NULL, false);
+  if (i->op == &rsi_op_batch_norm_backward) return is_image(l, i->ids[0]) && backward_norm(l, i, NULL, NULL, false);
   if (i->op == &rsi_op_cat) return join(l, i);
   if (i->op == &rsi_op_narrow) return cut(l, i);
   if (i->op == &rsi_op_max_pool2d) return is_image(l, i->ids[0]) && max_pool(l, k);
@@ -570,7 +570,8 @@ static void walk(layout *l) {
     if (r->kind == RSI_ROLE_END) {
       if (!lower_chain(l, r, k)) keep_chain(l, r, k);
     } else if (r->kind == RSI_ROLE_MASK) {
-      if (backward_norm(l, &l->e.old[r->head], i, r->shared)) continue;
+      if (backward_norm(l, &l->e.old[r->head], i, r->sum < 0 ? NULL : &l->e.old[r->sum], r->shared)) continue;
+      if (r->sum >= 0 && !lower_one(l, r->sum)) keep(l, r->sum);
       if (!lower_one(l, k)) keep(l, k);
       l->roles[r->head].kind = RSI_ROLE_NONE;
     } else if (!lower_one(l, k)) keep(l, k);

@@ -1,0 +1,229 @@
+/*
+** bf16 products by AMX. Two tiles of a and two of b give four tiles of c, 32 by 32, which stay in the tile registers over a run of
+** DEEP columns of a; the panel of that run lies in L1 while the rows of a block pass by. Between two runs the sums wait in `sums`.
+**
+** Packing turns pairs of 16-bit elements along k into 32-bit units: where k is the fast dimension they are units already, else two
+** rows are interleaved. What remains is moving units, which 16 by 16 transposes do.
+*/
+#include "kernels/gemm_amx.h"
+#include "kernels/gemm.h"
+
+#if RSI_ISA_LEVEL == 2
+#include "kernels/bf16.h"
+#include "kernels/row.h"
+#include <immintrin.h>
+
+#define AMX __attribute__((target("amx-tile,amx-bf16")))
+#define ALWAYS static inline __attribute__((always_inline))
+
+enum { ROWS = RSI_AMX_ROWS, RUN = RSI_AMX_DEEP, DEEP = 512, SIDE = RSI_PANEL, PANEL_ROW = 2 * RSI_PANEL };
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* ---- tiles ----------------------------------------------------------------------------------------------------------- */
+
+/* All eight tiles have 16 rows of 64 bytes. */
+typedef struct config {
+  uint8_t  palette, start, reserved[14];
+  uint16_t bytes[16];
+  uint8_t  rows[16];
+} config;
+
+/*
+** s: [32 or 16 rows, 32] (+)= a x b over `runs` runs of 32. a0, a1: blocks of 16 rows; b: 16 rows of PANEL_ROW elements for each
+** run. One block when a1 is NULL.
+*/
+AMX static void multiply(int64_t runs, const uint16_t *a0, int64_t row0, int64_t run0, const uint16_t *a1, int64_t row1, int64_t run1,
+                         const uint16_t *b, bool more, float *s) {
+  const int64_t line = SIDE * 4;
+  float *const low = s + ROWS * SIDE;
+  if (more) {
+    _tile_loadd(0, s, line);
+    _tile_loadd(1, s + 16, line);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+  }
+  if (a1 == NULL) {
+    for (int64_t r = 0; r < runs; r++, b += ROWS * PANEL_ROW) {
+      _tile_loadd(4, a0 + r * run0, row0 * 2);
+      _tile_loadd(6, b, PANEL_ROW * 2);
+      _tile_loadd(7, b + 32, PANEL_ROW * 2);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+  } else {
+    if (more) {
+      _tile_loadd(2, low, line);
+      _tile_loadd(3, low + 16, line);
+    } else {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    for (int64_t r = 0; r < runs; r++, b += ROWS * PANEL_ROW) {
+      _tile_loadd(4, a0 + r * run0, row0 * 2);
+      _tile_loadd(6, b, PANEL_ROW * 2);
+      _tile_loadd(7, b + 32, PANEL_ROW * 2);
+      _tile_loadd(5, a1 + r * run1, row1 * 2);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(2, low, line);
+    _tile_stored(3, low + 16, line);
+  }
+  _tile_stored(0, s, line);
+  _tile_stored(1, s + 16, line);
+}
+
+/* The finished sums s: [m, n] of the part of c at (row, column) go where they belong. */
+static void put(const rsi_amx *j, int64_t row, int64_t column, int64_t m, int64_t n, float *s) {
+  rsi_gemm_end end = j->end;
+  const uint16_t *half = NULL;
+  if (j->residual_bf16 && end.residual != NULL) {
+    half = (const uint16_t *)end.residual + row * end.stride + column;
+    end.residual = NULL;
+  }
+  if (end.act != RSI_ACT_NONE || end.bias != NULL || end.residual != NULL) RSI_ISA(rsi_gemm_end_f32)(&end, row, column, m, n, s, SIDE);
+  for (int64_t i = 0; i < m; i++) {
+    float *const from = s + i * SIDE;
+    if (half != NULL)
+      RSI_LOOP for (int64_t q = 0; q < n; q++) from[q] += rsi_from_bf16(half[i * end.stride + q]);
+    if (j->c_bf16) {
+      uint16_t *const to = (uint16_t *)j->c + (row + i) * j->ldc + column;
+      RSI_LOOP for (int64_t q = 0; q < n; q++) to[q] = rsi_to_bf16(from[q]);
+    } else {
+      float *const to = (float *)j->c + (row + i) * j->ldc + column;
+      if (j->beta) RSI_LOOP for (int64_t q = 0; q < n; q++) to[q] += from[q];
+      else if (n == SIDE) memcpy(to, from, SIDE * sizeof(float));
+      else RSI_LOOP for (int64_t q = 0; q < n; q++) to[q] = from[q];
+    }
+  }
+}
+
+AMX static void block(const rsi_amx *j, int64_t row, int64_t rows, int64_t first, int64_t last) {
+  _Alignas(64) float sums[RSI_AMX_BLOCK * SIDE];
+  config tiles = {.palette = 1};
+  for (int i = 0; i < 8; i++) tiles.bytes[i] = 64, tiles.rows[i] = ROWS;
+  _tile_loadconfig(&tiles);
+  const int64_t size = rsi_panel_size(j->k, true), runs = (j->k + RUN - 1) / RUN, blocks = (j->m + ROWS - 1) / ROWS;
+  const int64_t begin = row / ROWS, end = begin + (rows + ROWS - 1) / ROWS;
+  for (int64_t p = first; p < last; p++) {
+    const uint16_t *const panel = j->b + p * size;
+    const int64_t width = smaller(SIDE, j->n - p * SIDE);
+    for (int64_t r = 0; r == 0 || r < runs; r += DEEP / RUN) {
+      const int64_t some = smaller(DEEP / RUN, runs - r);
+      for (int64_t i = begin; i < end; i += 2) {
+        float *const s = sums + (i - begin) * ROWS * SIDE;
+        const uint16_t *a[2] = {NULL, NULL};
+        int64_t line[2] = {j->a_row, j->a_row}, run[2] = {j->a_run, j->a_run};
+        for (int h = 0; h < 2 && i + h < end; h++) {
+          a[h] = j->a + (i + h) * j->a_block;
+          if (i + h == blocks - 1 && j->a_last != NULL) a[h] = j->a_last, line[h] = RUN, run[h] = ROWS * RUN;
+          a[h] += r * run[h];
+        }
+        multiply(some, a[0], line[0], run[0], a[1], line[1], run[1], panel + r * ROWS * PANEL_ROW, r > 0, s);
+        if (r + some >= runs) put(j, i * ROWS, p * SIDE, smaller(2 * ROWS, smaller(end * ROWS, j->m) - i * ROWS), width, s);
+      }
+    }
+  }
+  _tile_release();
+}
+
+/* ---- packing --------------------------------------------------------------------------------------------------------- */
+
+/* to: [16 rows `line` units apart] = the transpose of v: 16 rows of 16 units */
+ALWAYS void put_transposed(__m512i *v, uint32_t *to, int64_t line) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int h = 0; h < 2; h++)
+    for (int i = 0; i < 4; i++) {
+      t[8 * h + i] = _mm512_shuffle_i32x4(v[8 * h + i], v[8 * h + 4 + i], 0x88);
+      t[8 * h + 4 + i] = _mm512_shuffle_i32x4(v[8 * h + i], v[8 * h + 4 + i], 0xDD);
+    }
+  for (int i = 0; i < 4; i++) {
+    _mm512_storeu_si512(to + i * line, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
+    _mm512_storeu_si512(to + (4 + i) * line, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88));
+    _mm512_storeu_si512(to + (8 + i) * line, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xDD));
+    _mm512_storeu_si512(to + (12 + i) * line, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xDD));
+  }
+}
+
+ALWAYS __mmask32 first_of(int64_t n) { return n >= 32 ? 0xFFFFFFFFu : n <= 0 ? 0 : (1u << n) - 1u; }
+ALWAYS __mmask16 first16_of(int64_t n) { return (__mmask16)(n >= 16 ? 0xFFFFu : n <= 0 ? 0 : (1u << n) - 1u); }
+
+/* 16 vectors of units: vector i holds elements [i * stride, 32) of which `n` exist, for i < lines. k is the fast dimension. */
+ALWAYS void load_units(const uint16_t *from, int64_t stride, int64_t lines, int64_t n, __m512i *v) {
+  const __mmask32 mask = first_of(n);
+  for (int i = 0; i < 16; i++) v[i] = i < lines ? _mm512_maskz_loadu_epi16(mask, from + i * stride) : _mm512_setzero_si512();
+}
+
+/* The same from two rows at a time: vector i holds rows 2i and 2i + 1 interleaved, 16 elements of which n exist; `deep` rows exist. */
+ALWAYS void load_pairs(const uint16_t *from, int64_t stride, int64_t deep, int64_t n, __m512i *v) {
+  const __mmask16 mask = first16_of(n);
+  for (int i = 0; i < 16; i++) {
+    const __m512i x = 2 * i < deep ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from + 2 * i * stride)) : _mm512_setzero_si512();
+    const __m512i y = 2 * i + 1 < deep ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from + (2 * i + 1) * stride))
+                                       : _mm512_setzero_si512();
+    v[i] = _mm512_or_si512(x, _mm512_slli_epi32(y, 16));
+  }
+}
+
+static void pack_a(int64_t first, int64_t last, int64_t m, int64_t k, const uint16_t *a, int64_t ars, int64_t acs, uint16_t *to) {
+  const int64_t runs = (k + RUN - 1) / RUN;
+  __m512i v[16];
+  for (int64_t r = 0; r < runs; r++)
+    for (int64_t i = first; i < last; i++) {
+      uint16_t *const t = to + (i * runs + r) * ROWS * RUN;
+      const uint16_t *const from = a + i * ROWS * ars + r * RUN * acs;
+      const int64_t rows = smaller(ROWS, m - i * ROWS), deep = smaller(RUN, k - r * RUN);
+      if (acs == 1) {
+        load_units(from, ars, rows, deep, v);
+        for (int q = 0; q < 16; q++) _mm512_storeu_si512(t + q * RUN, v[q]);
+      } else if (ars == 1) {
+        load_pairs(from, acs, deep, rows, v);
+        put_transposed(v, (uint32_t *)(void *)t, 16);
+      } else {
+        memset(t, 0, ROWS * RUN * sizeof *t);
+        for (int64_t q = 0; q < rows; q++)
+          for (int64_t p = 0; p < deep; p++) t[q * RUN + p] = from[q * ars + p * acs];
+      }
+    }
+}
+
+static void pack_b(int64_t first, int64_t last, int64_t n, int64_t k, const uint16_t *b, int64_t brs, int64_t bcs, uint16_t *to) {
+  const int64_t runs = (k + RUN - 1) / RUN, size = rsi_panel_size(k, true);
+  __m512i v[16];
+  for (int64_t r = 0; r < runs; r++)
+    for (int64_t i = 2 * first; i < 2 * last; i++) {        /* halves of panels: 16 columns */
+      uint16_t *const t = to + i / 2 * size + r * ROWS * PANEL_ROW + i % 2 * 32;
+      const uint16_t *const from = b + i * 16 * bcs + r * RUN * brs;
+      const int64_t columns = smaller(16, n - i * 16), deep = smaller(RUN, k - r * RUN);
+      if (brs == 1 && bcs != 1) {
+        load_units(from, bcs, columns, deep, v);
+        put_transposed(v, (uint32_t *)(void *)t, RSI_PANEL);
+      } else if (bcs == 1) {
+        load_pairs(from, brs, deep, columns, v);
+        for (int q = 0; q < 16; q++) _mm512_storeu_si512(t + q * PANEL_ROW, v[q]);
+      } else {
+        for (int64_t q = 0; q < 16; q++)
+          for (int64_t p = 0; p < RUN; p++)
+            t[p / 2 * PANEL_ROW + 2 * q + p % 2] = q < columns && p < deep ? from[q * bcs + p * brs] : 0;
+      }
+    }
+}
+
+const rsi_k_amx RSI_ISA(rsi_k_amx) = {.block = block, .pack_a = pack_a, .pack_b = pack_b};
+#else
+const rsi_k_amx RSI_ISA(rsi_k_amx) = {NULL, NULL, NULL};
+#endif
