@@ -52,10 +52,12 @@ show("A gate with a learned factor, then a highway", ResidualSequential(
   Apply{record_name = "h", operation = "highway"}
 ), 4, 16)
 
--- Containers nest; children may have names; an inner container reads an outer Record by its name.
+-- Containers nest; children may have names; an inner container reads an outer Record by its name
+-- (outer = true says that it is one: without it a name that is not there yet is warned of).
 show("Nested", ResidualSequential{
   {"keep", Record("far")},
-  {"inner", ResidualSequential(Record(), nn.Linear(32, 32), nn.GELU(), Apply(), Apply("add", "far"))},
+  {"inner", ResidualSequential(Record(), nn.Linear(32, 32), nn.GELU(), Apply(),
+    Apply{record_name = "far", outer = true})},
   {"head", nn.Linear(32, 32)},
   {"join", Apply("add", "far", 0.5)},
 }, 4, 32)

@@ -50,6 +50,19 @@ describe("conv blocks", function()
       {act = 3})
   end)
 
+  it("take volumes, and classes of norms whose first argument is not the channels", function()
+    assert.same({"Conv3d(3, 8, 3, {padding = 1})", "BatchNorm3d(8)", "ReLU()"},
+      labels(blocks.conv_bn_act(3, 8, 3, {padding = 1, conv = nn.Conv3d})))
+    assert.same({2, 8, 4, 4, 4}, blocks.conv_bn_act(3, 8, 3, {padding = 1, conv = nn.Conv3d})(resin.randn(2, 3, 4, 4, 4)).shape)
+    for channels, label in pairs{[8] = "GroupNorm(8, 8)", [64] = "GroupNorm(32, 64)", [48] = "GroupNorm(24, 48)"} do
+      assert.equal(label, blocks.conv3x3_bn(3, channels, {norm = nn.GroupNorm})[2]:label())
+      assert.equal(label, nn.Residual(nn.Conv2d(channels, channels, 1), {norm = "pre", norm_layer = nn.GroupNorm}).norm:label())
+    end
+    assert.equal("InstanceNorm2d(8)", blocks.conv3x3_bn(3, 8, {norm = nn.InstanceNorm2d})[2]:label())
+    assert.equal("BatchNorm3d(4)", nn.Residual(nn.Conv3d(4, 4, 1), {norm = "pre"}).norm:label())
+    assert.same({2, 4, 3, 3, 3}, nn.Residual(nn.Conv3d(4, 4, 1), {norm = "pre"})(resin.randn(2, 4, 3, 3, 3)).shape)
+  end)
+
   it("take any convolution and norm", function()
     assert.same({"Conv1d(3, 8, 3)", "BatchNorm1d(8)", "ReLU()"}, labels(blocks.conv3x3_bn_act(3, 8, {conv = nn.Conv1d})))
     assert.same({"ConvTranspose2d(3, 8, 2, {stride = 2})", "BatchNorm2d(8)"},

@@ -70,3 +70,46 @@ for _, path in ipairs(files()) do
     end)
   end
 end
+
+-- docs/residual.md has what the code has.
+describe("docs/residual.md", function()
+  local resin = require "resin"
+  local file = assert(io.open("docs/residual.md"))
+  local page = file:read("*a")
+  file:close()
+
+  local function has(text) assert(page:find(text, 1, true), "it lacks " .. text) end
+
+  it("has each operation with its formula", function()
+    local combine = require "resin.residual.combine"
+    local n = 0
+    for name in combine.known():gmatch("[%w_]+") do
+      local operation = combine.find(name)
+      if operation.builtin then
+        n = n + 1
+        has(("| `%s` | `%s` |"):format(name, operation.formula))
+      end
+    end
+    assert.is_true(n >= 14)
+  end)
+
+  it("has each option", function()
+    local function known_of(fn)
+      local _, message = pcall(fn)
+      local list = assert(message:match("%(known: ([^)]*)%)"), message)
+      for name in list:gmatch("[%w_]+") do
+        assert(page:find("`[^`\n]*%f[%w_]" .. name .. "%f[^%w_]"), "it lacks the option " .. name)
+      end
+    end
+    local nn = resin.nn
+    known_of(function() nn.Record{nope = 1} end)
+    known_of(function() nn.Apply{nope = 1} end)
+    known_of(function() nn.Residual(nn.Tanh(), {nope = 1}) end)
+    known_of(function() nn.residualize(nn.Sequential(nn.Tanh()), {nope = 1}) end)
+    known_of(function() nn.SaveInput{"r", nope = 1} end)
+    known_of(function() nn.Tanh():visualize{nope = 1} end)
+    known_of(function() resin.blocks.ResidualAdd{nn.Tanh(), nope = 1} end)
+    for name in pairs(resin.doctor.thresholds) do has("`" .. name .. "`") end
+    for _, verdict in ipairs{"vanishing", "exploding", "dead", "skip dominates"} do has(verdict) end
+  end)
+end)

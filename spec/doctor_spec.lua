@@ -246,10 +246,6 @@ describe("verdicts of a stack of 100 layers", function()
     return model
   end
 
-  local function none_bad(report)
-    for _, v in ipairs(report.verdicts) do assert.equal("skip dominates", v.verdict) end
-  end
-
   it("ReZero: the first and the last gradient stay within 10", function()
     local model = stack(100, 32, true, function() return nn.Parameter(resin.zeros(1)) end)
     local report = doctor.examine(model, x)
@@ -258,22 +254,66 @@ describe("verdicts of a stack of 100 layers", function()
     near(1, report.depth_ratio, 1e-3)
     assert.is_true(report.paths[1].closed and report.parameters[1].closed)
     report = doctor.examine(trained(model), x)
-    assert.equal("weights", report.profile)
     assert.is_true(report.depth_ratio > 0.1 and report.depth_ratio < 10)
-    none_bad(report)
+    assert.equal("healthy", report.verdict)
   end)
 
   it("LayerScale: the first and the last gradient stay within 10", function()
     local model = stack(100, 32, true, function() return nn.Parameter(resin.full({32}, 1e-5)) end)
     local report = doctor.examine(model, x)
-    assert.equal("weights", report.profile)
     assert.is_true(report.depth_ratio > 0.1 and report.depth_ratio < 10)
-    assert.equal("skip dominates", report.verdict)
-    none_bad(report)
+    assert.equal("healthy", report.verdict)        -- small, but behind a trained scale
+    assert.is_true(report.paths[1].skip > 100 * report.paths[1].branch and report.paths[1].opening)
+    assert.equal("small", report.paths[1].note:match("^%a+"))
     report = doctor.examine(trained(model), x)
     assert.is_true(report.depth_ratio > 0.1 and report.depth_ratio < 10)
-    none_bad(report)
+    assert.equal("healthy", report.verdict)
     assert.equal("healthy", doctor.examine(stack(100, 32, true, function() return 0.1 end), x).verdict)
+  end)
+end)
+
+describe("verdicts of fresh networks", function()
+  before_each(function() resin.manual_seed(3) end)
+
+  local models = resin.models
+
+  it("are healthy: models of words, whose embeddings get small gradients", function()
+    local ids = resin.randint(1, 100, {4, 12})
+    for _, model in ipairs{
+      models.residual_lstm_tagger(100, 12, {size = 32}), models.transformer_encoder(100, {size = 32, num_classes = 5, dropout = 0}),
+      models.transformer_encoder(100, {size = 32, norm_first = false, num_classes = 5}), models.gpt(100, {size = 32}),
+      models.lstm_lm(100, {hidden = 64}),
+    } do
+      local report = doctor.examine(model, ids)
+      assert.equal("healthy", report.verdict, model.type .. ": " .. tostring(report.verdicts[1] and report.verdicts[1].text))
+    end
+  end)
+
+  it("are healthy: branches behind a small scale that is trained, not behind a fixed one", function()
+    local x = resin.randn(16, 32)
+    for name, scale in pairs{layer_scale = {layer_scale = 0.01}, rezero = {}, gated = {operation = "gated", alpha = {}}} do
+      local model = nn.ResidualSequential()
+      for _ = 1, 20 do
+        if name == "rezero" then scale = {scale = resin.nn.residual.rezero(0.001)} end
+        if name == "gated" then scale = {operation = "gated", alpha = nn.LearnableAlpha(0.9995)} end
+        model:append(nn.Record()):append(nn.Linear(32, 32)):append(nn.Apply(scale))
+      end
+      assert.equal("healthy", doctor.examine(model, x).verdict, name)
+      if name == "rezero" then
+        for i = 3, #model, 3 do model[i].scale:requires_grad_(false) end
+        assert.equal("skip dominates", doctor.examine(model, x).verdict)
+      end
+    end
+  end)
+
+  it("vanishing: a plain part beside healthy skips, and skips that shrink", function()
+    local model = stack(20, 32, false)
+    for _ = 1, 4 do model:append(nn.Record()):append(nn.Linear(32, 32)):append(nn.Apply()) end
+    local x = resin.randn(8, 32)
+    assert.equal("vanishing", doctor.examine(model, x).verdict)
+    local shrinking = nn.ResidualSequential()
+    for _ = 1, 20 do shrinking:append(nn.Record()):append(nn.Linear(32, 32)):append(nn.Apply{alpha = 0.3}) end
+    assert.equal("vanishing", doctor.examine(shrinking, x).verdict)
   end)
 end)
 

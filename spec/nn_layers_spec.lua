@@ -131,6 +131,25 @@ describe("BatchNorm", function()
     assert.equal(0, m.num_batches_tracked:item())
   end)
 
+  it("over volumes agrees with PyTorch", function()
+    local m, values = nn.BatchNorm3d(2, {dtype = "f64"}), {}
+    resin.no_grad(function()
+      m.weight:copy_(resin.tensor({0.5, 1.5}, {dtype = "f64"}))
+      m.bias:copy_(resin.tensor({0.1, -0.2}, {dtype = "f64"}))
+    end)
+    for i = 0, 23 do values[i + 1] = ((i * 7) % 11) / 10 - 0.5 end
+    local x = resin.tensor(values, {dtype = "f64"}):reshape{2, 2, 1, 2, 3}:requires_grad_(true)
+    local y = m(x);
+    (y * resin.arange(0, 23):to("f64"):reshape{2, 2, 1, 2, 3} / 24):sum():backward()
+    near({-0.739385931, 0.345358964, -0.274495261, 0.810249634, 0.190395408, -0.429458818, 2.04487898, 0.120696998},
+      y:reshape{-1}:narrow(1, 1, 8))
+    near({-0.373857343, -0.535406752, -0.34162857, -0.503177979, -0.309399798, -0.115621617}, x.grad:reshape{-1}:narrow(1, 1, 6))
+    near({0.00416666667, -0.00666666667}, m.running_mean)
+    near({0.911356061, 0.910606061}, m.running_var)
+    fails("BatchNorm3d: input must be [N, C, D, H, W], got [2, 2, 3, 4]", m, resin.zeros(2, 2, 3, 4))
+    assert.same({false, 2, 4, 5, 6}, m:output_shape{false, 2, 4, 5, 6})
+  end)
+
   it("averages all batches with momentum = false", function()
     local m = nn.BatchNorm1d(3, {momentum = false, affine = false, dtype = "f64"})
     assert.equal(0, #m:parameters())

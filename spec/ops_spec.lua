@@ -16,6 +16,8 @@ local NO_GRADIENT = { batch_norm = { [4] = true, [5] = true }, cross_entropy = {
 -- Ops whose gradient is an op without a rule: there is no second derivative, and the error says so.
 local ONCE = { batch_norm = true, layer_norm = true, cross_entropy = true, max_pool2d = true,
   rnn = true, gru = true, lstm = true, scaled_dot_product_attention = true }
+-- Ops whose bytes each maker lays out in its own way; what is made of them is compared instead (conv_block_spec).
+local OPAQUE = { conv2d_pack = true }
 
 local kernels_run = {}
 
@@ -320,7 +322,7 @@ describe("op table", function()
                   for _, backend in ipairs { "blas", "onednn", "all" } do
                     assert(C.rs_set_backends(ctx, backend) == 0)
                     local other = run(op, fresh(inputs), sample.attrs)
-                    for j = 1, #oracle do
+                    for j = 1, OPAQUE[op.name] and 0 or #oracle do
                       agree(oracle[j], other[j], wanted == F64 and oracle[j].dtype == "f64" and 1e-12 or 2e-5,
                         backend .. " " .. ffi.string(C.rs_last_kernel(ctx)), j)
                     end
@@ -353,7 +355,7 @@ describe("op table", function()
                   assert.is_truthy(message:match("keep it in f32"), message)      -- running statistics stay f32
                 else
                   local a = run(op, inputs, sample.attrs)
-                  for j = 1, #a do
+                  for j = 1, OPAQUE[op.name] and 0 or #a do
                     agree(a[j], b[j], half == "bf16" and 1.0 / 128 or 1.0 / 1024, half, j)
                   end
                 end

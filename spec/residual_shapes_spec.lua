@@ -296,7 +296,7 @@ describe("names and options that do not fit", function()
     fails("Apply: operation add = scale*x + alpha*r takes no coupled", Apply, {coupled = true})
     fails("Apply: alpha must be a number, a tensor or a LearnableAlpha, got string \"x\"", Apply, "add", "r", "x")
     fails('Apply: unknown option "opertaion" (known: operation, record_name, alpha, scale, dim, projection, broadcast, outer, coupled, '
-      .. "transform, records, weights, drop_path, layer_scale)", Apply, {opertaion = "add"})
+      .. "transform, records, weights, drop_path, layer_scale, drop_path_mode)", Apply, {opertaion = "add"})
     fails("Apply: dim 0: dimensions count from 1", Apply, {dim = 0})
     fails("Apply: record_name must be a string, got number 3", Apply, "add", 3)
     fails("Apply: outer = true needs a record_name", Apply, {outer = true})

@@ -177,3 +177,101 @@ describe("files", function()
     said({shape = {2, 2}, input = resin.ones(2, 2)}, "give shape or input, not both")
   end)
 end)
+
+describe("modules that hold others are laid open", function()
+  before_each(function() resin.manual_seed(1) end)
+
+  local function text(model, shape) return model:visualize{shape = shape} end
+
+  it("transformers", function()
+    for name, shape in pairs{transformer_encoder = {2, 5}, gpt = {2, 5}} do
+      for _, given in ipairs{shape, false} do
+        local drawing = text(resin.models[name](10, {size = 8, heads = 2, layers = 3}), given or nil)
+        assert.truthy(drawing:find("Layer × 3", 1, true), drawing)
+        assert.equal(2, count(drawing, 'record "input'))
+        assert.equal(2, count(drawing, "Embedding("))
+      end
+    end
+  end)
+
+  it("Checkpoint, HyperConnections, Dense", function()
+    local model = nn.Sequential(
+      nn.Checkpoint(nn.ResidualSequential(nn.Record("r"), nn.Linear(4, 4), nn.Apply("add", "r"))),
+      nn.HyperConnections(nn.Linear(4, 4), nn.Tanh(), {streams = 2}), nn.Dense(nn.Linear(4, 2), nn.Linear(6, 3)))
+    assert.equal(lines_of(
+      "    ○ input                                [2, 4]",
+      "    │ ┌ Checkpoint",
+      "    │ │ ┌ fn: ResidualSequential",
+      "  ╭─● │ │ record \"r\"",
+      "  │ ■ │ │ 1  Linear(4, 4)              20  [2, 4]",
+      "  ╰▶⊕ │ │ 2  add \"r\"                       [2, 4]",
+      "    │ ┌ HyperConnections{streams = 2}",
+      "    ■ │ branch  Linear(4, 4)           20  [2, 4]",
+      "╭───■ │ branch  Tanh()                     [2, 4]",
+      "│   │ ┌ Dense",
+      "│   ■ │ 0  Linear(4, 2)                10  [2, 2]",
+      "╰─┬▶⊕ │ concat                             [2, 6]",
+      "  │ ■ │ 1  Linear(6, 3)                21  [2, 3]",
+      "  ╰▶⊕ │ concat                             [2, 9]",
+      "    ○ output                               [2, 9]"), text(model, {2, 4}))
+    assert.equal(text(model, {2, 4}), model:visualize{input = resin.randn(2, 4)})
+  end)
+
+  it("Reversible: two halves", function()
+    local model = nn.Reversible{{nn.Linear(2, 2), nn.Tanh()}}
+    assert.equal(lines_of(
+      "      ○ input               [2, 4]",
+      "╭───┬─◇ split               [2, 2]",
+      "│   │ ■ f  Linear(2, 2)  6  [2, 2]",
+      "│ ╭─┴▶⊕ add                 [2, 2]",
+      "│ │   ■ g  Tanh()           [2, 2]",
+      "╰─┼──▶⊕ add                 [2, 2]",
+      "  ╰──▶⊕ concat              [2, 4]",
+      "      ○ output              [2, 4]"), text(model, {2, 4}))
+  end)
+
+  it("modules of one's own, by what they call", function()
+    local Own = nn.class("Own")
+    function Own:init()
+      self.block = nn.ResidualSequential(nn.Record("in"), nn.Linear(4, 4), nn.Apply("add", "in"))
+      self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+    end
+    function Own:forward(x)
+      local h = self.block(x)
+      return self.b(self.a(h):relu()) + self.c(h)
+    end
+    for _, model in ipairs{Own(), nn.Sequential(Own()), nn.ResidualSequential(Own())} do
+      local drawing = text(model, {2, 4})
+      assert.truthy(drawing:find('add "in"', 1, true), drawing)
+      assert.truthy(drawing:find("b  Linear(4, 3) (behind code)", 1, true), drawing)
+      assert.truthy(drawing:find("▶■ [^\n]*c  Linear%(4, 3%) "), drawing)          -- it takes what the block gave, not what b gave
+    end
+    assert.equal(2, count(nn.Sequential(Own()):visualize{shape = {2, 4}, format = "dot"}, "style=dotted"))
+    assert.truthy(text(nn.Sequential(Own())):find("■ 0  Own", 1, true))            -- nothing is known about its calls
+    local Loop = nn.class("Loop")
+    function Loop:init() self.layer = nn.Tanh() end
+    function Loop:forward(x)
+      for _ = 1, 100 do x = self.layer(x) end
+      return x
+    end
+    assert.truthy(text(nn.Sequential(Loop()), {2, 4}):find("■ 0  Loop", 1, true))
+  end)
+end)
+
+describe("titles of clusters", function()
+  it("stand clear of the trunk", function()
+    if not has_graphviz then return pending("no Graphviz") end
+    local model = nn.Circuit(nn.StartBlock("outer", 2), nn.StartBlock("a_block_of_a_long_name", {num_repeats = 3, share = false}),
+      nn.SaveInput("r"), nn.Linear(4, 4), nn.GetInput("r"), nn.EndBlock("a_block_of_a_long_name"), nn.EndBlock("outer"))
+    local svg = nn.Sequential{{"a_sequential", nn.Sequential(model, nn.Tanh())}}:visualize{shape = {2, 4}, format = "svg"}
+    local trunk = tonumber(svg:match('<text[^>]* x="([-%d.]+)"[^>]*>input</text>'))
+    local titles = 0
+    for cluster in svg:gmatch('<g id="clust.-</g>') do
+      for x, size, title in cluster:gmatch('<text[^>]* x="([-%d.]+)"[^>]* font%-size="([%d.]+)"[^>]*>([^<]*)</text>') do
+        titles = titles + 1
+        assert.is_true(tonumber(x) + 0.5 * tonumber(size) * #title < trunk, title)
+      end
+    end
+    assert.is_true(titles >= 5)
+  end)
+end)

@@ -17,6 +17,7 @@ struct rs_ctx {
   rsi_isa_level  isa;
   int            threads;
   rsi_trace     *trace;         /* the recording in progress, or NULL */
+  rsi_trace     *paused;        /* the same while it is paused */
   struct rs_walk *suspended;    /* a backward that just stopped at a node of the host's */
   const char    *last_kernel;
 };

@@ -214,10 +214,14 @@ RS_API const char *rs_last_kernel(const rs_ctx *ctx);               /* the kerne
 /* Records what this context runs until rs_trace_end. `inputs` become the program's arguments; any other tensor that is read
    is bound as it is (a parameter). Two contexts must not record over the same tensors at the same time (running the
    programs at once is what they are for). */
+/* What is recorded is not computed: tensors made meanwhile have a form but no values, and only the program's outputs will. */
 RS_API rs_status rs_trace_begin(rs_ctx *ctx, rs_tensor *const *inputs, int n);
 RS_API rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program **out);
 RS_API void      rs_trace_abort(rs_ctx *ctx);
 RS_API int       rs_is_tracing(const rs_ctx *ctx);
+/* While a recording is paused ops run as always: for parameters and state that are made when they are first needed. Returns
+   whether it was paused. */
+RS_API int       rs_trace_pause(rs_ctx *ctx, int paused);
 /*
 ** Rewrites a program so that it computes the same faster; before its first workspace. Bit i of `passes` stands for the pass
 ** rs_pass_name(i); ~0u runs all. dtype: RS_F32, or RS_BF16 to convolve and multiply in bf16 with sums in f32 where that pays.

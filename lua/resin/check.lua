@@ -160,6 +160,43 @@ function check.fail(fmt, ...)
   raise(fmt)
 end
 
+-- ---- warnings ------------------------------------------------------------------------------------------------------------
+
+-- What a warning is given to, false for nothing; the warnings that were given, so that each comes once per place.
+local function to_stderr(text) io.stderr:write("resin: warning: ", text, "\n") end
+
+local receiver, given, count = to_stderr, {}, 0
+local MOST_GIVEN = 1000     -- then it begins anew
+
+---Calls fn(...) outside of any container. Set by scope.lua.
+function check.call(fn, ...) return fn(...) end
+
+---Warns of what may be meant otherwise, with the user's line in front, once for each place.
+---@param fmt string
+function check.warn(fmt, ...)
+  if not receiver then return end
+  if select("#", ...) > 0 then fmt = fmt:format(...) end
+  local text = position() .. fmt
+  if given[text] then return end
+  if count == MOST_GIVEN then given, count = {}, 0 end
+  given[text], count = true, count + 1
+  check.call(receiver, text)
+end
+
+---Where warnings go: a function of the text, false for nowhere, nil for stderr (the default). Returns what it was before.
+---@param fn? function|false
+---@return function|false|nil before
+function check.set_warnings(fn)
+  if fn ~= nil and fn ~= false then check.func(fn, "set_warnings: argument 1") end
+  local before = receiver
+  if fn == nil then receiver = to_stderr else receiver = fn end
+  given, count = {}, 0
+  if before == to_stderr then return nil end
+  return before
+end
+
+-- ---- around protected calls ----------------------------------------------------------------------------------------------
+
 ---The handler of protected calls: remembers where an error came from.
 ---@param co? thread the coroutine that failed, when it is not this one
 function check.handler(err, co)

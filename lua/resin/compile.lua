@@ -2,7 +2,7 @@
 -- A compiled function keeps programs in `entries`, the one used last first. An entry belongs to one form of the arguments
 -- (shapes and dtypes of the tensors, which C compares; `static`, everything else about them), to gradients on or off, and to the
 -- state of the modules when it was recorded (structure.version, structure.mode). All its workspaces share one block of memory.
--- While it is recorded the function runs as always, so that call's results are ordinary ones.
+-- While it is recorded the function runs, but its ops compute nothing; the first results come from the program too.
 
 local lib = require "resin.lib"
 local check = require "resin.check"
@@ -15,7 +15,7 @@ local ffi, C, ctx = lib.ffi, lib.C, lib.ctx
 local Tensor, wrap, structure = scope.Tensor, scope.wrap, class.structure
 local type, getmetatable, setmetatable, select, pairs, ipairs = type, getmetatable, setmetatable, select, pairs, ipairs
 
-local MOST_ARGUMENTS, MOST_TRIES = 64, 3
+local MOST_ARGUMENTS = 64
 
 local arguments = ffi.new("rs_tensor *[?]", MOST_ARGUMENTS)
 local results = ffi.new("rs_tensor *[?]", MOST_ARGUMENTS)
@@ -95,16 +95,6 @@ local function tensors_in(value, list)
   end
   for _, key in ipairs(sorted_keys(value)) do tensors_in(value[key], list) end
   return list
-end
-
--- Results carry no gradient, whether they were replayed or not.
-local function without_grad(value)
-  if type(value) ~= "table" then return value end
-  if getmetatable(value) == Tensor then return value.requires_grad and value:detach() or value end
-  if getmetatable(value) ~= nil then return value end
-  local copy = {}
-  for key, item in pairs(value) do copy[key] = without_grad(item) end
-  return copy
 end
 
 -- ---- entries ---------------------------------------------------------------------------------------------------------------
@@ -194,7 +184,7 @@ local function finish_trace(tensors)
   check.status(C.rs_trace_end(ctx, results, #tensors, out_program))
 end
 
-local function make_entry(self, list, static, n, grads, returned)
+local function make_entry(self, static, n, grads, returned)
   local tensors = {}
   for i = 1, returned.n do tensors_in(returned[i], tensors) end
   finish_trace(tensors)
@@ -207,7 +197,8 @@ local function make_entry(self, list, static, n, grads, returned)
   local rc = C.rs_program_optimize(entry.program, self.passes, self.dtype)
   if rc == 0 then
     local beside = self.entries[1] and self.entries[1].workspace
-    scope.collect()                    -- what the recording made and nobody holds
+    scope.collect()                    -- what the recording made and nobody holds goes back to the system
+    C.rs_trim(ctx)
     rc = C.rs_workspace_create_beside(ctx, entry.program, beside, out_workspace)
   end
   if rc ~= 0 then
@@ -216,7 +207,7 @@ local function make_entry(self, list, static, n, grads, returned)
     check.fail("compile: %s", text)
   end
   entry.workspace = out_workspace[0]
-  return guard(entry), list
+  return guard(entry)
 end
 
 -- A recording needs contiguous tensors that are all different.
@@ -247,8 +238,8 @@ local function put_back(args, list)
   return new
 end
 
+-- What a function makes while it is recorded (parameters, optimiser state) is made with the recording paused.
 local function record(self, args, list, static, grads)
-  local version = structure.version
   for i = 1, #list do arguments[i - 1] = list[i].h end
   local given = put_back(args, list)
   check.status(C.rs_trace_begin(ctx, arguments, #list))
@@ -257,25 +248,16 @@ local function record(self, args, list, static, grads)
     C.rs_trace_abort(ctx)
     error(returned, 0)
   end
-  if structure.version ~= version then      -- it made parameters or state: they are not to be made again at each run
-    C.rs_trace_abort(ctx)
-    self.tries = self.tries + 1
-    if self.tries >= MOST_TRIES then
-      check.fail("compile: the function makes modules, parameters or optimiser state each time it runs; make them outside of it")
-    end
-    return returned
-  end
-  local ended, entry = xpcall(make_entry, check.handler, self, list, static, #list, grads, returned)
+  local ended, entry = xpcall(make_entry, check.handler, self, static, #list, grads, returned)
   if not ended then
     C.rs_trace_abort(ctx)
     error(entry, 0)
   end
-  self.tries = 0
   table.insert(self.entries, 1, entry)
   self.version, self.mode = structure.version, structure.mode
   self.recorded = self.recorded + 1
   while #self.entries > self.max_programs do release(table.remove(self.entries)) end
-  return returned
+  return entry
 end
 
 -- ---- calling ---------------------------------------------------------------------------------------------------------------
@@ -304,11 +286,6 @@ local function runs_eagerly(self, grads)
   return self.module and grads and self.module.training
 end
 
-local function results_of(returned)
-  for i = 1, returned.n do returned[i] = without_grad(returned[i]) end
-  return unpack(returned, 1, returned.n)
-end
-
 local function slow(self, args)
   local grads = C.rs_get_grad_enabled(ctx) ~= 0
   if C.rs_is_tracing(ctx) ~= 0 or runs_eagerly(self, grads) then return self.fn(unpack(args, 1, args.n)) end
@@ -321,13 +298,12 @@ local function slow(self, args)
   prepare(list)
   for i = 1, #list do arguments[i - 1] = list[i].h end
   local entry = find(self, static, #list, grads)
-  if entry then return run(entry, #list) end
-  if not self.warm then            -- what a function makes when it first runs is not to be made again at each run
-    self.warm = true
-    return results_of(invoke(self, args))
+  if not entry then
+    if self.module then entry = grad.no_grad(record, self, args, list, static, grads)
+    else entry = record(self, args, list, static, grads) end
+    for i = 1, #list do arguments[i - 1] = list[i].h end
   end
-  if self.module then return results_of(grad.no_grad(record, self, args, list, static, grads)) end
-  return results_of(record(self, args, list, static, grads))
+  return run(entry, #list)
 end
 
 -- One, two or three tensors, the usual case, take a way without tables.
@@ -448,7 +424,7 @@ end
 --- one call. Parameters, optimiser state, buffers, random state and learning rates are read and written at each run. Everything
 --- else in Lua happens only while recording: reading a value (`:item()`) is an error there, and branches are frozen.
 --- Results carry no gradient. A module in training mode runs as it is while gradients are on; compile the whole step instead.
---- The first call of a function runs as it is, the second records.
+--- Tensors that the function makes and keeps elsewhere while it is recorded have no values: make lasting state before.
 ---@param fn function|resin.nn.Module
 ---@param options? table max_programs = 8 (recordings kept); passes = true (all), false (none) or a list of names; precision = "f32",
 ---or "bf16" to convolve and multiply in bf16 with sums in f32
@@ -457,8 +433,8 @@ local function compile(fn, options)
   local module = class.is_module(fn) and fn or nil
   if not module then check.func(fn, "compile: argument 1") end
   options = check.options(options, OPTIONS, "compile")
-  local self = {entries = {}, version = structure.version, mode = structure.mode, tries = 0, recorded = 0, module = module,
-                warm = module ~= nil, max_programs = check.integer(options.max_programs or 8, "compile: max_programs", 1, 1024),
+  local self = {entries = {}, version = structure.version, mode = structure.mode, recorded = 0, module = module,
+                max_programs = check.integer(options.max_programs or 8, "compile: max_programs", 1, 1024),
                 passes = pass_mask(options.passes), dtype = precision_code(options.precision)}
   self.fn = module and function(...) return module(...) end or fn
   return setmetatable(self, Compiled)

@@ -40,6 +40,10 @@ for _, name in ipairs { "cat", "stack", "where", "matmul" } do resin[name] = res
 ---@return resin.Tensor t
 function resin.keep(t) return scope.promote(check.tensor(t, "keep: argument 1")) end
 
+---Where warnings go: a function of the text (one line, with the user's place in front), false for nowhere, nil for stderr (the
+---default). Returns what it was before. Each warning comes once for each place; this starts the count anew.
+resin.set_warnings = check.set_warnings
+
 -- ---- random numbers ------------------------------------------------------------------------------------------------------
 
 ---Starts the random numbers anew: the same seed gives the same numbers.

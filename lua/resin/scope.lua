@@ -504,6 +504,8 @@ function scope.call(fn, ...)
   return resumed(s, fn(...))
 end
 
+check.call = scope.call
+
 -- ---- for users -----------------------------------------------------------------------------------------------------------
 
 local create, resume, status, yield = coroutine.create, coroutine.resume, coroutine.status, coroutine.yield

@@ -147,12 +147,46 @@ describe("blocks", function()
     local model = Circuit(StartBlock("b", 3, {share = false}), layer, layer, nn.ReLU(), EndBlock("b"))
     assert.equal(6, #model:parameters())
     assert.is_true(model[1] == layer and model[2] == layer and model[4] == model[5] and model[4] ~= layer)
-    local x = resin.randn(2, 3)
-    local shared = Circuit(StartBlock("b", 3), layer, layer, nn.ReLU(), EndBlock("b"))
-    assert.equal(0, (model(x) - shared(x)):abs():sum():item())       -- they start equal
-    model(x):sum():backward()
-    resin.optim.SGD(model:parameters(), {lr = 0.5}):step()
-    assert.is_true((model[1].weight - model[4].weight):abs():sum():item() > 0)
+    for k = 4, 7, 3 do      -- they are drawn anew
+      assert.is_true((model[k - 3].weight - model[k].weight):abs():amin():item() > 0)
+      assert.is_true(model[k].weight:abs():amax():item() <= 3 ^ -0.5)
+    end
+    model(resin.randn(2, 3)):sum():backward()
+  end)
+
+  it("with share = false start as their constructors say, layers of one's own as they say, the rest as it was", function()
+    local Own = nn.class("Own")
+    function Own:init()
+      self.inner, self.gain = nn.Linear(2, 2), nn.Parameter(resin.full({1}, 3))
+      self.draws = 0
+    end
+    function Own:reset_parameters()
+      self.draws = self.draws + 1
+      resin.no_grad(function() self.gain:fill_(self.gain:item() + 1) end)
+    end
+    function Own:forward(x) return self.inner(x) * self.gain end
+    local Wide = nn.Linear:extend("Wide")
+    local norm, frozen, attention = nn.BatchNorm1d(4), nn.Linear(4, 4):requires_grad_(false), nn.MultiheadAttention(4, 2)
+    resin.no_grad(function()
+      norm.weight:fill_(5)
+      norm.running_mean:fill_(5)
+    end)
+    local model = Circuit(StartBlock("b", 2, {share = false}), nn.LSTM(4, 4, {num_layers = 2}), norm, frozen, attention, nn.Embedding(5, 4),
+      Wide(4, 4), Own(), nn.LayerNorm({4}), SaveInput("r"), GetInput{"r", alpha = nn.LearnableAlpha(0.3)},
+      EndBlock("b"))
+    local function second(i) return model[10 + i] end
+    local function differs(a, b) return (a - b):abs():amin():item() > 0 end
+    assert.is_true(differs(model[1].weight_hh_l1, second(1).weight_hh_l1))
+    assert.same({1, 0}, {second(2).weight[1]:item(), second(2).running_mean[1]:item()})
+    assert.equal(5, norm.weight[1]:item())
+    assert.is_false(differs(frozen.weight, second(3).weight))
+    assert.is_true(differs(attention.in_proj_weight, second(4).in_proj_weight))
+    assert.equal(0, second(4).out_proj.bias:abs():amax():item())              -- as attention draws it, not as Linear does
+    assert.is_true(differs(model[5].weight, second(5).weight))
+    assert.is_true(differs(model[6].weight, second(6).weight))
+    assert.is_true(differs(model[7].inner.weight, second(7).inner.weight))
+    assert.same({3, 4}, {model[7].gain:item(), second(7).gain:item()})
+    assert.is_near(0.3, second(10).alpha():item(), 1e-6)
   end)
 
   it("nested repeats multiply", function()

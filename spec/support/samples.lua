@@ -1,6 +1,6 @@
 -- The op table seen from the tests: its samples as tensors, and calls by number.
 -- A sample's inputs, separated by commas: KIND SHAPE RANGE ("f2x3@0.1:2", "i4@0:9", "b2x3", "f", "f0x3", "-" for left out).
--- Kinds: f floats, d floats all distinct, i i64 (shifted to the caller's base when the op holds indices), j i32, b bool.
+-- Kinds: f floats, d floats all distinct, i i64 (shifted to the caller's base when the op holds indices), j i32, u u8, b bool.
 
 local ffi = require "ffi"
 local bit = require "bit"
@@ -78,10 +78,10 @@ local function to_f32(x) return tonumber(ffi.cast("float", x)) end
 -- Values of one input as numbers that f32 holds exactly.
 local function values_of(spec, base)
   local n, out = count(spec.shape), {}
-  local integer = spec.kind == "i" or spec.kind == "j"
+  local integer = spec.kind == "i" or spec.kind == "j" or spec.kind == "u"
   local low, high = spec.low or (integer and 0 or -1), spec.high or (integer and 3 or 1)
   for k = 1, n do
-    if integer then out[k] = low + math.floor(random() * (high - low + 1) * 0.999999) + base
+    if integer then out[k] = low + math.floor(random() * (high - low + 1) * 0.999999) + (spec.kind == "u" and 0 or base)
     elseif spec.kind == "b" then out[k] = random() < 0.5 and 0 or 1
     elseif spec.kind == "d" then out[k] = k
     else out[k] = to_f32(low + (high - low) * random()) end
@@ -106,7 +106,8 @@ function samples.make(op, sample, dtype)
     if not spec then
       inputs[i] = false
     else
-      local name = spec.kind == "i" and "i64" or spec.kind == "j" and "i32" or spec.kind == "b" and "bool" or dtype
+      local name = spec.kind == "i" and "i64" or spec.kind == "j" and "i32" or spec.kind == "u" and "u8" or
+        spec.kind == "b" and "bool" or dtype
       local t = create.empty(spec.shape, { dtype = name })
       local values = values_of(spec, base)
       if #values > 0 then t:copy_from(values) end

@@ -279,6 +279,7 @@ static dnnl_status_t conv_desc(dnnl_engine_t engine, dnnl_primitive_attr_t attr,
       break;
     default: return dnnl_invalid_arguments;
   }
+  if (!large_tiles) return dnnl_primitive_desc_create(out, &c, attr, engine, hint);
   dnnl_primitive_desc_iterator_t it;
   DNNL_TRY(dnnl_primitive_desc_iterator_create(&it, &c, attr, engine, hint));
   dnnl_status_t status = dnnl_success;

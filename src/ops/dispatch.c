@@ -90,6 +90,7 @@ typedef struct facts {
   bool       grad;       /* one of them wants a gradient */
   bool       strided;    /* one of them is not contiguous */
   bool       views;      /* one of them is a view */
+  bool       phantom;    /* one of them was made while a program was recorded */
 } facts;
 
 static facts look(const inputs *a) {
@@ -102,6 +103,7 @@ static facts look(const inputs *a) {
     f.grad |= t->node != NULL;
     f.strided |= !(t->flags & RSI_CONTIGUOUS);
     f.views |= (t->flags & RSI_VIEW) != 0;
+    f.phantom |= (t->flags & RSI_PHANTOM) != 0;
   }
   return f;
 }
@@ -334,10 +336,12 @@ static rs_status execute(rs_ctx *ctx, rsi_call *c, inputs *a, const rs_tensor *l
     kernel = choose(ctx, c, dtype);
     RSI_CHECK(kernel, RS_ERR_DTYPE, "%s is not supported%s", rs_dtype_name(dtype),
               ctx->backends == ~0u ? "" : " by the backends that are allowed");
-    for (int j = 0; j < op->nout && !inplace; j++) RSI_TRY(rsi_tensor_new(ctx->x.heap, &c->desc[j], &c->out[j]));
+    const bool dry = ctx->trace != NULL;        /* what is recorded is not computed */
+    for (int j = 0; j < op->nout && !inplace; j++)
+      RSI_TRY((rsi_unlikely(dry) ? rsi_tensor_phantom : rsi_tensor_new)(ctx->x.heap, &c->desc[j], &c->out[j]));
     if (inplace) c->out[0] = c->in[0];
     if (op->writes) RSI_TRY(check_writes(ctx, c));
-    RSI_TRY(run_kernel(ctx, c, kernel));
+    if (rsi_likely(!dry)) RSI_TRY(run_kernel(ctx, c, kernel));
     if (inplace) rsi_wrote(c->in[0], op->name);
     if (op->writes) mark_writes(c);
   }
@@ -365,11 +369,15 @@ static rs_status dispatch(rs_ctx *ctx, const rs_op *op, inputs *a, const void *a
   if (op->attrs_size) RSI_TRY(take_attrs(op, attrs, attr_copy));
   facts f = look(a);
   if (f.lead) {
+    RSI_CHECK(!f.phantom || ctx->trace, RS_ERR_STATE,
+              "an input was made while a program was recorded, so it has a shape but no values; only what the recorded function "
+              "returns has values (state that is to last must be made before)");
     if (rsi_unlikely((f.dtypes & (f.dtypes - 1)) != 0) && (op->traits & RSI_T_PROMOTE)) {
       RSI_TRY(unify_dtypes(ctx, a, inplace));
       f = look(a);
     }
-    if (rsi_unlikely((f.dtypes & RSI_HALF) != 0) && !(op->traits & (RSI_T_HALF | RSI_T_VIEW)))
+    if (rsi_unlikely((f.dtypes & RSI_HALF) != 0) && !(op->traits & (RSI_T_HALF | RSI_T_VIEW)) &&
+        !((op->traits & RSI_T_BF16) && f.dtypes == 1u << RS_BF16))
       return run_in_f32(ctx, op, half_of(a), a, attr_copy, out, inplace);
     RSI_CHECK(op->dtypes >> f.lead->dtype & 1u, RS_ERR_DTYPE, "a %s tensor of shape %s is not accepted; cast it first (t:to(\"f32\"))",
               rs_dtype_name(f.lead->dtype), rsi_text(f.lead));

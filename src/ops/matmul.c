@@ -8,8 +8,10 @@
 ** Work is shared out by cutting the result into blocks of rows and columns, never along k, and the cut follows from the shape
 ** alone. So an element is summed in one order, whatever the number of threads.
 */
+#include "ops/half.h"
 #include "ops/product.h"
 #include "backend/backend.h"
+#include "base/lanes.h"
 #include <string.h>
 
 enum {
@@ -227,12 +229,53 @@ static rs_status run(const rsi_call *c, bool blas) {
   return RS_OK;
 }
 
-static size_t tiled_scratch(const rsi_call *c) {
-  plan p;
-  return make_plan(&p, c) ? (size_t)p.groups * group_scratch(&p, c->x) : 0;
+/* ---- bf16: one product after the other, each shared out ---- */
+
+static rsi_half half_of(const plan *p, bool narrow) {
+  return (rsi_half){.m = p->m, .n = p->n, .k = p->k, .ars = p->ars, .acs = p->acs, .brs = p->brs, .bcs = p->bcs, .ldc = p->ldc,
+                    .c_bf16 = narrow, .beta = p->beta};
 }
 
-static rs_status tiled_run(const rsi_call *c) { return run(c, false); }
+/* A bias is turned into f32 in front of the scratch memory of the product. */
+static size_t bias_bytes(const plan *p) { return p->bias || p->end.bias ? rsi_lane_round((size_t)p->n * sizeof(float)) : 0; }
+
+static void run_half(const rsi_exec *x, const plan *p, bool narrow, void *scratch) {
+  rsi_half h = half_of(p, narrow);
+  if (bias_bytes(p) > 0) {
+    char *const data[2] = {scratch, (char *)(uintptr_t)(p->bias ? p->bias : p->end.bias)};
+    const int64_t strides[2] = {sizeof(float), 2 * (p->bias ? p->bias_stride : 1)};
+    x->k->elementwise->cast->cast[RS_BF16][RS_F32](p->n, data, strides, NULL);
+    h.end.bias = scratch;
+  }
+  for (int64_t product = 0; product < p->batch; product++) {
+    int64_t a = 0, b = 0;
+    for (int64_t i = p->ndim - 1, q = product; i >= 0; q /= p->shape[i--]) {
+      a += q % p->shape[i] * p->as[i];
+      b += q % p->shape[i] * p->bs[i];
+    }
+    h.a = (const uint16_t *)p->a + a;
+    h.b = (const uint16_t *)p->b + b;
+    h.c = (char *)p->out + (size_t)(product * p->m * p->ldc) * (narrow ? 2 : 4);
+    rsi_half_product(x, &h, (char *)scratch + bias_bytes(p));
+  }
+}
+
+static size_t tiled_scratch(const rsi_call *c) {
+  plan p;
+  if (!make_plan(&p, c)) return 0;
+  if (p.dtype != RS_BF16) return (size_t)p.groups * group_scratch(&p, c->x);
+  const rsi_half h = half_of(&p, c->desc[0].dtype == RS_BF16);
+  return bias_bytes(&p) + rsi_half_scratch(c->x, &h);
+}
+
+static rs_status tiled_run(const rsi_call *c) {
+  plan p;
+  if (c->in[0]->dtype != RS_BF16) return run(c, false);
+  if (!make_plan(&p, c)) return RS_OK;
+  p.out = c->out[0]->data;
+  run_half(c->x, &p, c->desc[0].dtype == RS_BF16, c->scratch);
+  return RS_OK;
+}
 
 /*
 ** On AVX2 and AVX-512 our loops were measured to be as fast as OpenBLAS or faster at every size; so it serves machines that
@@ -277,7 +320,7 @@ void rsi_product(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k, 
 
 static const rsi_kernel kernels[] = {
   {"openblas", RSI_BLAS, RSI_FLOATS, blas_accepts, NULL, blas_run},
-  {"tiled", RSI_PORTABLE, RSI_FLOATS, NULL, tiled_scratch, tiled_run},
+  {"tiled", RSI_PORTABLE, RSI_FLOATS | 1u << RS_BF16, NULL, tiled_scratch, tiled_run},
   {NULL, 0, 0, NULL, NULL, NULL}};
 
 static rs_status same_dtype(const rs_tensor *a, const rs_tensor *b, const char *what, const char *other) {
@@ -287,6 +330,10 @@ static rs_status same_dtype(const rs_tensor *a, const rs_tensor *b, const char *
 }
 
 /* ---- matmul ---------------------------------------------------------------------------------------------------------- */
+
+#define MATMUL_ATTRS(F, T)                                                                                                  \
+  F(T, DTYPE, dtype, -1, -1, RS_DTYPES - 1, NULL, "the dtype of the result; not given: that of a; f32 for bf16 inputs loses nothing")
+RSI_ATTRS(matmul, MATMUL_ATTRS)
 
 static rs_status matmul_infer(rsi_call *c) {
   const rs_tensor *const a = c->in[0], *const b = c->in[1];
@@ -304,7 +351,10 @@ static rs_status matmul_infer(rsi_call *c) {
                     rsi_text(a), rsi_text(b), rsi_shape_text(ba, a->shape), rsi_shape_text(bb, b->shape));
   if (na > 1) d->shape[d->ndim++] = a->shape[na - 2];
   if (nb > 1) d->shape[d->ndim++] = b->shape[nb - 1];
-  d->dtype = a->dtype;
+  const int64_t dtype = RSI_ATTR(c, matmul)->dtype;
+  RSI_CHECK(dtype < 0 || dtype == a->dtype || (a->dtype == RS_BF16 && dtype == RS_F32), RS_ERR_DTYPE,
+            "the result of %s inputs cannot be %s; cast it", rs_dtype_name(a->dtype), rs_dtype_name((int)dtype));
+  d->dtype = dtype < 0 ? a->dtype : (int)dtype;
   return RS_OK;
 }
 
@@ -374,7 +424,8 @@ const rs_op rsi_op_matmul = {
   .name = "matmul",
   .doc = "Matrix product: out[..., i, j] = sum over p of a[..., i, p] * b[..., p, j]; leading dimensions broadcast, a vector is "
          "a row on the left and a column on the right and loses that dimension in the result.",
-  .inputs = "a,b", .nin_min = 2, .nin_max = 2, .nout = 1, .traits = RSI_T_STRIDED, .dtypes = RSI_FLOATS | RSI_HALF,
+  .inputs = "a,b", .nin_min = 2, .nin_max = 2, .nout = 1, .traits = RSI_T_STRIDED | RSI_T_BF16, .dtypes = RSI_FLOATS | RSI_HALF,
+  RSI_USES_ATTRS(matmul),
   .infer = matmul_infer, .grad = matmul_grad, .saves = {RSI_KEEP_IN(1), RSI_KEEP_IN(0)}, .kernels = kernels,
   .samples = matmul_samples};
 
@@ -417,6 +468,62 @@ static const rsi_sample linear_samples[] = {
 
 const rs_op rsi_op_linear = {
   .name = "linear", .doc = "Affine map of the last dimension: out = x weight^T + bias, with weight [out, in] and bias [out].",
-  .inputs = "x,weight,bias?", .nin_min = 2, .nin_max = 3, .nout = 1, .traits = RSI_T_STRIDED, .dtypes = RSI_FLOATS | RSI_HALF,
-  .infer = linear_infer, .grad = linear_grad, .saves = {RSI_KEEP_IN(1), RSI_KEEP_IN(0)}, .kernels = kernels,
+  .inputs = "x,weight,bias?", .nin_min = 2, .nin_max = 3, .nout = 1, .traits = RSI_T_STRIDED | RSI_T_BF16,
+  .dtypes = RSI_FLOATS | RSI_HALF, .infer = linear_infer, .grad = linear_grad, .saves = {RSI_KEEP_IN(1), RSI_KEEP_IN(0)}, .kernels = kernels,
   .samples = linear_samples};
+
+/* ---- matmul_acc ------------------------------------------------------------------------------------------------------ */
+
+/* The gradient of a weight that is used more than once grows where it lies. */
+static rs_status matmul_acc_infer(rsi_call *c) {
+  const rs_tensor *const a = c->in[0], *const b = c->in[1], *const to = c->in[2];
+  RSI_CHECK(a->ndim == 2 && b->ndim == 2 && to->ndim == 2 && a->shape[1] == b->shape[0] && to->shape[0] == a->shape[0] &&
+            to->shape[1] == b->shape[1], RS_ERR_SHAPE, "%s x %s cannot be added to %s", rsi_text(a), rsi_text(b), rsi_text(to));
+  RSI_TRY(same_dtype(a, b, "the first input", "the second"));
+  RSI_CHECK(to->dtype == a->dtype ? a->dtype != RS_BF16 : a->dtype == RS_BF16 && to->dtype == RS_F32, RS_ERR_DTYPE,
+            "a product of %s cannot be added to %s", rs_dtype_name(a->dtype), rs_dtype_name(to->dtype));
+  RSI_CHECK(rsi_is_contiguous(to), RS_ERR_STATE, "input 3 is written in place and must be contiguous");
+  RSI_CHECK(!to->storage || (to->storage != a->storage && to->storage != b->storage), RS_ERR_STATE,
+            "input 3 is written in place and must not share memory with the others");
+  return RS_OK;
+}
+
+static bool matmul_acc_writes(const rsi_call *c, int i) {
+  (void)c;
+  return i == 2;
+}
+
+static bool plan_acc(plan *p, const rsi_call *c) {
+  *p = (plan){.dtype = c->in[0]->dtype, .batch = 1, .beta = 1};
+  operands_of_matmul(p, c);
+  if (p->m == 0 || p->n == 0 || p->k == 0) return false;
+  p->ldc = p->n;
+  p->out = c->in[2]->data;
+  cut(p, c->x);
+  return true;
+}
+
+static size_t matmul_acc_scratch(const rsi_call *c) {
+  plan p;
+  if (!plan_acc(&p, c)) return 0;
+  const rsi_half h = half_of(&p, false);
+  return p.dtype == RS_BF16 ? rsi_half_scratch(c->x, &h) : (size_t)p.groups * group_scratch(&p, c->x);
+}
+
+static rs_status matmul_acc_run(const rsi_call *c) {
+  plan p;
+  if (!plan_acc(&p, c)) return RS_OK;
+  if (p.dtype == RS_BF16) run_half(c->x, &p, false, c->scratch);
+  else run_plan(c->x, &p, false, c->scratch);
+  return RS_OK;
+}
+
+static const rsi_kernel matmul_acc_kernels[] = {
+  {"tiled", RSI_PORTABLE, RSI_FLOATS | 1u << RS_BF16, NULL, matmul_acc_scratch, matmul_acc_run}, {NULL, 0, 0, NULL, NULL, NULL}};
+static const rsi_sample no_samples[] = {{.inputs = NULL}};
+
+const rs_op rsi_op_matmul_acc = {
+  .name = "matmul_acc", .doc = "Adds the product of two matrices to c in place; a and b may be bf16 when c is f32.", .inputs = "a,b,c",
+  .nin_min = 3, .nin_max = 3, .nout = 0, .traits = RSI_T_INTERNAL | RSI_T_NONDIFF | RSI_T_STRIDED | RSI_T_HALF,
+  .dtypes = RSI_FLOATS | 1u << RS_BF16, .infer = matmul_acc_infer, .writes = matmul_acc_writes, .kernels = matmul_acc_kernels,
+  .samples = no_samples};

@@ -116,6 +116,7 @@ enum {                                /* traits */
   RSI_T_INTERNAL    = 1 << 6,         /* emitted by gradient rules; no Lua name of its own */
   RSI_T_HALF        = 1 << 7,         /* kernels take bf16 and f16 themselves; otherwise the call is made in f32 and cast back */
   RSI_T_NOT_METHOD  = 1 << 8,         /* the Lua binding is a function only, not a method of tensors */
+  RSI_T_BF16        = 1 << 10,        /* kernels take bf16 themselves when every input is bf16 (that is, none is f32 or f16) */
   RSI_T_STRIDED     = 1 << 9          /* kernels take strided inputs; others (but ELEMENTWISE and VIEW) get contiguous ones */
 };
 

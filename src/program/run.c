@@ -377,7 +377,9 @@ static rs_status begin(rs_workspace *w, rs_tensor *const *inputs) {
   const int base = w->ctx->x.base;
   RSI_CHECK(w->at < 0, RS_ERR_STATE, "program: a run in steps is under way in this workspace; finish it first");
   for (int i = 0; i < p->ninputs; i++)
-    if (rsi_unlikely(!has_form(&p->values[i], inputs[i]))) return wrong_form(&p->values[i], inputs[i], "input", i + base);
+    if (rsi_unlikely(inputs[i]->flags & RSI_PHANTOM))
+      return rsi_fail(RS_ERR_STATE, "program: input %d was made while a program was recorded, so it has no values", i + base);
+    else if (rsi_unlikely(!has_form(&p->values[i], inputs[i]))) return wrong_form(&p->values[i], inputs[i], "input", i + base);
   if (p->writes_inputs) RSI_TRY(check_apart(p, inputs, base));
   RSI_TRY(check_bound(w));
   RSI_CHECK(leaves_fit(p), RS_ERR_STATE,

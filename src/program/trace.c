@@ -47,6 +47,8 @@ static rs_status value_of(rsi_trace *t, rs_tensor *tensor, int *id) {
     *id = (int)tensor->trace_id;
     return RS_OK;
   }
+  RSI_CHECK(!(tensor->flags & RSI_PHANTOM), RS_ERR_STATE,
+            "compile: a tensor of shape %s was made while another program was recorded, so it has no values", rsi_text(tensor));
   RSI_TRY(new_value(t, tensor, RSI_V_BOUND, id));
   t->program->values[*id].data = tensor->data;
   return rsi_tensor_share(tensor, &t->program->values[*id].bound);
@@ -116,7 +118,7 @@ rs_status rsi_trace_leaf(rs_ctx *ctx, rsi_node *node, bool replaced) {
   return t->status;
 }
 
-/* A gradient that the recording made stays the leaf's: runs write into that very tensor. */
+/* A gradient that the recording made becomes a tensor with memory, which runs write into. */
 static rs_status settle_leaf(rsi_trace *t, rsi_leaf *leaf) {
   rs_tensor *const grad = leaf->node->kept[0];
   if (!grad) return RS_OK;
@@ -125,13 +127,26 @@ static rs_status settle_leaf(rsi_trace *t, rsi_leaf *leaf) {
     RSI_CHECK(v->kind == RSI_V_TEMP || v->kind == RSI_V_BOUND, RS_ERR_UNSUPPORTED,
               "compile: a gradient of shape %s is an input or a view of another tensor; clone it first", rsi_text(grad));
     if (v->kind == RSI_V_TEMP) {
+      rs_tensor *real;
+      RSI_TRY(rsi_tensor_new(t->program->heap, &v->desc, &real));
+      memset(real->data, 0, real->storage->bytes);
       v->kind = RSI_V_BOUND;
-      v->bound = rs_tensor_retain(grad);
-      v->data = grad->data;
+      v->bound = real;
+      v->data = real->data;
     }
+    leaf->node->kept[0] = rs_tensor_retain(v->bound);
+    rs_tensor_release(grad);
   }
-  leaf->after = rs_tensor_retain(grad);
+  leaf->after = rs_tensor_retain(leaf->node->kept[0]);
   return RS_OK;
+}
+
+/* A recording is given up: leaves must not be left with gradients that have no values. */
+static void restore_leaf(rsi_leaf *leaf) {
+  rs_tensor *const grad = leaf->node->kept[0];
+  if (!grad || !(grad->flags & RSI_PHANTOM)) return;
+  leaf->node->kept[0] = leaf->expected ? rs_tensor_retain(leaf->expected) : NULL;
+  rs_tensor_release(grad);
 }
 
 /* ---- begin and end --------------------------------------------------------------------------------------------------- */
@@ -157,7 +172,7 @@ static rs_status trace_new(rs_ctx *ctx, rsi_trace **out) {
 }
 
 rs_status rs_trace_begin(rs_ctx *ctx, rs_tensor *const *inputs, int n) {
-  RSI_CHECK(!ctx->trace, RS_ERR_STATE, "compile: a recording is under way already");
+  RSI_CHECK(!ctx->trace && !ctx->paused, RS_ERR_STATE, "compile: a recording is under way already");
   rsi_trace *t;
   RSI_TRY(trace_new(ctx, &t));
   ctx->trace = t;
@@ -178,9 +193,11 @@ rs_status rs_trace_begin(rs_ctx *ctx, rs_tensor *const *inputs, int n) {
 }
 
 void rs_trace_abort(rs_ctx *ctx) {
+  rs_trace_pause(ctx, 0);
   rsi_trace *const t = ctx->trace;
   if (!t) return;
   ctx->trace = NULL;
+  for (int i = 0; i < t->program->nleaves; i++) restore_leaf(&t->program->leaves[i]);
   rsi_heap *const heap = t->program->heap;
   rs_program *const p = t->program;
   rsi_free(heap, t, sizeof *t);
@@ -215,6 +232,18 @@ rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program
   p->ctx = ctx;
   *out = p;
   return RS_OK;
+}
+
+int rs_trace_pause(rs_ctx *ctx, int paused) {
+  const int former = ctx->paused != NULL;
+  if (paused && ctx->trace) {
+    ctx->paused = ctx->trace;
+    ctx->trace = NULL;
+  } else if (!paused && ctx->paused) {
+    ctx->trace = ctx->paused;
+    ctx->paused = NULL;
+  }
+  return former;
 }
 
 int rs_is_tracing(const rs_ctx *ctx) { return ctx->trace != NULL; }

@@ -110,8 +110,16 @@ static rs_status refuse_while_recording(const rs_ctx *ctx, const char *what) {
   return RS_OK;
 }
 
+static rs_status check_values(const rs_tensor *t, const char *what) {
+  RSI_CHECK(!(t->flags & RSI_PHANTOM), RS_ERR_STATE,
+            "%s: this tensor was made while a program was recorded, so it has a shape but no values; only what the recorded function "
+            "returns has values", what);
+  return RS_OK;
+}
+
 rs_status rs_tensor_item(rs_ctx *ctx, const rs_tensor *t, double *out) {
   RSI_TRY(refuse_while_recording(ctx, "item"));
+  RSI_TRY(check_values(t, "item"));
   RSI_CHECK(t->numel == 1, RS_ERR_SHAPE, "item: a tensor of shape %s has %lld elements; only one with a single element is a number",
             rsi_text(t), (long long)t->numel);
   *out = load(t->dtype, t->data);
@@ -123,6 +131,7 @@ rs_status rs_tensor_read(rs_ctx *ctx, const rs_tensor *t, double *out) {
   walk w = {t->dtype, out, NULL};
   rs_tensor *const operand = (rs_tensor *)(uintptr_t)t;
   RSI_TRY(refuse_while_recording(ctx, "read"));
+  RSI_TRY(check_values(t, "read"));
   rsi_nest_make(&nest, &operand, 1);
   rsi_nest_run(&nest, 0, t->numel, read_row, &w);
   return RS_OK;
@@ -132,6 +141,7 @@ rs_status rs_tensor_write(rs_ctx *ctx, rs_tensor *t, const double *values) {
   rsi_nest nest;
   walk w = {t->dtype, NULL, values};
   if (rsi_trace_knows(ctx, t)) RSI_TRY(refuse_while_recording(ctx, "write"));      /* a new tensor becomes a constant */
+  RSI_TRY(check_values(t, "write"));
   RSI_CHECK(!ctx->grad_enabled || !t->node, RS_ERR_GRAD,
             "write: a tensor that requires a gradient is written under no_grad only");
   RSI_CHECK(!rsi_overlaps_itself(t), RS_ERR_STATE, "write: an expanded tensor cannot be written; clone it first");
@@ -143,6 +153,7 @@ rs_status rs_tensor_write(rs_ctx *ctx, rs_tensor *t, const double *values) {
 
 rs_status rs_tensor_set_data(rs_ctx *ctx, rs_tensor *t, rs_tensor *source) {
   RSI_TRY(refuse_while_recording(ctx, "set_data"));
+  RSI_TRY(check_values(source, "set_data"));
   RSI_CHECK(!t->node || rsi_node_is_leaf(t->node), RS_ERR_GRAD, "set_data: only a leaf can take other data");
   RSI_CHECK(!t->node || rsi_is_float(source->dtype), RS_ERR_DTYPE, "set_data: %s data for a tensor that requires a gradient",
             rs_dtype_name(source->dtype));

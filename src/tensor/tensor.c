@@ -150,12 +150,13 @@ static bool small(const rsi_desc *desc, int64_t *numel) {
   return desc->ndim <= 2 && a < 1u << 24 && b < 1u << 24;
 }
 
-rs_status rsi_tensor_new(rsi_heap *heap, const rsi_desc *desc, rs_tensor **out) {
+/* data: whether there is memory for it. */
+static rs_status make(rsi_heap *heap, const rsi_desc *desc, bool data, rs_tensor **out) {
   int64_t numel;
   void *block;
   const size_t item = rsi_dtype_size[desc->dtype];
   if (!small(desc, &numel)) RSI_TRY(rsi_numel(desc->ndim, desc->shape, item, &numel));
-  const size_t bytes = (size_t)numel * item;
+  const size_t bytes = data ? (size_t)numel * item : 0;
   RSI_TRY(rsi_alloc(heap, DATA_AT + bytes, &block));
   rs_tensor *const t = block;
   rsi_storage *const s = (void *)((char *)block + STORAGE_AT);
@@ -166,7 +167,7 @@ rs_status rsi_tensor_new(rsi_heap *heap, const rsi_desc *desc, rs_tensor **out) 
   s->data = (char *)block + DATA_AT;
   s->bytes = bytes;
   s->block = DATA_AT + bytes;
-  header_init(t, RSI_WITH_STORAGE);
+  header_init(t, data ? RSI_WITH_STORAGE : RSI_WITH_STORAGE | RSI_PHANTOM);
   t->storage = s;
   t->dtype = (uint8_t)desc->dtype;
   t->ndim = (uint8_t)desc->ndim;
@@ -177,6 +178,9 @@ rs_status rsi_tensor_new(rsi_heap *heap, const rsi_desc *desc, rs_tensor **out) 
   *out = t;
   return RS_OK;
 }
+
+rs_status rsi_tensor_new(rsi_heap *heap, const rsi_desc *desc, rs_tensor **out) { return make(heap, desc, true, out); }
+rs_status rsi_tensor_phantom(rsi_heap *heap, const rsi_desc *desc, rs_tensor **out) { return make(heap, desc, false, out); }
 
 static void copy_header(rs_tensor *dst, const rs_tensor *t) {
   dst->dtype = t->dtype;
@@ -198,7 +202,7 @@ rs_status rsi_tensor_alias(const rs_tensor *t, rs_tensor **out) {
   rs_tensor *a;
   RSI_TRY(header_new(t->storage->heap, &a));
   copy_header(a, t);
-  a->flags = (uint8_t)((t->flags & RSI_CONTIGUOUS) | RSI_VIEW);
+  a->flags = (uint8_t)((t->flags & (RSI_CONTIGUOUS | RSI_PHANTOM)) | RSI_VIEW);
   *out = a;
   return RS_OK;
 }
@@ -219,7 +223,7 @@ rs_status rsi_tensor_view(const rs_tensor *t, int64_t offset, int ndim, const in
     v->shape[i] = shape[i];
     v->strides[i] = strides[i];
   }
-  v->flags = RSI_VIEW;
+  v->flags = (uint8_t)(RSI_VIEW | (t->flags & RSI_PHANTOM));
   rsi_tensor_update_flags(v);
   rsi_storage_retain(t->storage);
   *out = v;
@@ -229,7 +233,7 @@ rs_status rsi_tensor_view(const rs_tensor *t, int64_t offset, int ndim, const in
 void rsi_tensor_embed(rs_tensor *dst, const rs_tensor *t) {
   atomic_init(&dst->refs, 1);
   copy_header(dst, t);
-  dst->flags = (uint8_t)((t->flags & (RSI_CONTIGUOUS | RSI_VIEW)) | RSI_EMBEDDED);
+  dst->flags = (uint8_t)((t->flags & (RSI_CONTIGUOUS | RSI_VIEW | RSI_PHANTOM)) | RSI_EMBEDDED);
   dst->view_version = t->view_version;
   dst->out_index = t->out_index;
   dst->node = NULL;
@@ -241,7 +245,7 @@ rs_status rsi_tensor_share(rs_tensor *t, rs_tensor **out) {
     return RS_OK;
   }
   RSI_TRY(rsi_tensor_alias(t, out));
-  (*out)->flags = (uint8_t)(t->flags & (RSI_CONTIGUOUS | RSI_VIEW));
+  (*out)->flags = (uint8_t)(t->flags & (RSI_CONTIGUOUS | RSI_VIEW | RSI_PHANTOM));
   (*out)->view_version = t->view_version;
   if (t->node) {
     (*out)->node = rsi_node_retain(t->node);
@@ -270,13 +274,13 @@ int rs_tensor_ndim(const rs_tensor *t) { return t->ndim; }
 int rs_tensor_dtype(const rs_tensor *t) { return t->dtype; }
 double rs_tensor_numel(const rs_tensor *t) { return (double)t->numel; }
 double rs_tensor_size(const rs_tensor *t, int dim) { return dim >= 0 && dim < t->ndim ? (double)t->shape[dim] : -1.0; }
-void *rs_tensor_data(const rs_tensor *t) { return t->data; }
+void *rs_tensor_data(const rs_tensor *t) { return t->flags & RSI_PHANTOM ? NULL : t->data; }
 int rs_tensor_same_storage(const rs_tensor *a, const rs_tensor *b) { return a->storage == b->storage; }
 int rs_tensor_same_shape(const rs_tensor *a, const rs_tensor *b) { return rsi_same_shape(a, b); }
 double rs_tensor_version(const rs_tensor *t) { return t->storage->version; }
 
 void rs_tensor_info(const rs_tensor *t, rs_info *out) {
-  out->data = t->data;
+  out->data = rs_tensor_data(t);
   out->numel = (double)t->numel;
   out->version = t->storage->version;
   out->dtype = t->dtype;

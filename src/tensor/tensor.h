@@ -30,7 +30,8 @@ typedef struct rsi_storage {
 
 /* RSI_EMBEDDED: lies inside a node and cannot be kept. RSI_WITH_STORAGE: lies in the storage's block. */
 /* RSI_DETACHED: an alias that was cut off from the tape on purpose. */
-enum { RSI_CONTIGUOUS = 1, RSI_VIEW = 2, RSI_EMBEDDED = 4, RSI_WITH_STORAGE = 8, RSI_DETACHED = 16 };
+/* RSI_PHANTOM: made while a program was recorded; it has a form but no memory, and `data` only counts offsets. */
+enum { RSI_CONTIGUOUS = 1, RSI_VIEW = 2, RSI_EMBEDDED = 4, RSI_WITH_STORAGE = 8, RSI_DETACHED = 16, RSI_PHANTOM = 32 };
 
 struct rs_tensor {
   _Atomic int32_t refs;
@@ -61,6 +62,8 @@ static inline size_t rsi_item_size(const rs_tensor *t) { return rsi_dtype_size[t
 
 /* Makes a header and a storage; the content is undefined. RS_ERR_SHAPE when the size does not fit in memory. */
 rs_status rsi_tensor_new(rsi_heap *heap, const rsi_desc *desc, rs_tensor **out);
+/* The same without memory for its data. */
+rs_status rsi_tensor_phantom(rsi_heap *heap, const rsi_desc *desc, rs_tensor **out);
 /* Another header over the storage of `t`, with its shape; no node. */
 rs_status rsi_tensor_alias(const rs_tensor *t, rs_tensor **out);
 /* A header over the storage of `t` at `offset` elements from t->data. No node. */

@@ -8,6 +8,7 @@ local scope = require "resin.scope"
 local shapes = require "resin.nn.shapes"
 local Tensor = require "resin.tensor"
 local Blocks = require "resin.blocks.list"
+local fit = require "resin.residual.fit"
 
 local function fold(op)
   return function(list)
@@ -54,6 +55,18 @@ end
 
 function InputForward:init(blocks, aggr_func, options) accept(self, blocks, aggr_func, options) end
 
+local function check_shapes(self, results, aggregate)
+  local shape = results[1].shape
+  for i = 2, #results do
+    local joint = fit.broadcast(shape, results[i].shape)
+    if not joint then
+      check.fail('%s: block %d (%s) gives %s, which does not fit %s of the blocks before it; "%s" needs equal shapes', self.type, i,
+        self.blocks[i].type, check.shape_text(results[i]), shapes.text(shape), aggregate)
+    end
+    shape = joint
+  end
+end
+
 local function run(self, x)
   local results, blocks = {}, self.blocks
   for i = 1, #blocks do
@@ -69,6 +82,7 @@ local function run(self, x)
     if not Tensor.is(y) then check.fail("%s: aggr_func returned %s; it must return a tensor", self.type, check.describe(y)) end
     return y
   end
+  if aggregate ~= "cat" and aggregate ~= "stack" then check_shapes(self, results, aggregate) end
   return AGGREGATES[aggregate](results, self.dim)
 end
 

@@ -5,6 +5,7 @@
 local check = require "resin.check"
 local class = require "resin.nn.class"
 local args = require "resin.nn.args"
+local norm_of = require "resin.nn.norm_of"
 local Sequential = require("resin.nn.sequential").Sequential
 local ops = require "resin.ops"
 local shapes = require "resin.nn.shapes"
@@ -54,7 +55,7 @@ local function norm_after(conv, norm, what)
     norm = make.layers()[name]
     if not norm then check.fail("%s: there is no nn.%s; give a norm", what, name) end
   end
-  return make.module(make.constructor(norm, what .. ": norm")(channels), what .. ": norm")
+  return make.module(norm_of(make.constructor(norm, what .. ": norm"), channels), what .. ": norm")
 end
 
 -- ---- blocks ---------------------------------------------------------------------------------------------------------------
@@ -86,7 +87,8 @@ local conv = {}
 
 --- nn.Conv2d with a 1×1 kernel: conv1x1(32, 64, {stride = 2}). `conv` names another class.
 conv.conv1x1 = define("conv1x1", 1, "")
---- conv1x1 and a batch norm: conv1x1_bn(32, 64). `norm` names another norm (a class or a module).
+--- conv1x1 and a batch norm: conv1x1_bn(32, 64). `norm` names another norm: a class, a function of the channels that makes one, or a
+--- module. Of the class nn.GroupNorm it has as many groups as divide the channels, 32 at most.
 conv.conv1x1_bn = define("conv1x1_bn", 1, "bn")
 --- conv1x1, a batch norm and an activation: conv1x1_bn_act(32, 64, {act = nn.SiLU}).
 conv.conv1x1_bn_act = define("conv1x1_bn_act", 1, "bn_act")

@@ -5,12 +5,25 @@
 
 local check = require "resin.check"
 local class = require "resin.nn.class"
+local Module = require "resin.nn.module"
 local Apply = require "resin.residual.apply"
 local Record = require "resin.residual.record"
 local ResidualSequential = require "resin.residual.sequential"
 
 ---@class resin.blocks.Front: resin.nn.ResidualSequential
 local Front = class.define("Front", ResidualSequential, true)
+
+-- The children of an Apply in a front: not the modules that the front shows under names of its own (an operation, a shortcut).
+local function own_children(apply)
+  local names, modules = Module.child_list(apply)
+  local own_names, own = {}, {}
+  for i, name in ipairs(names) do
+    if name ~= "op" and name ~= "transform" and not (name == "projection_layer" and apply.own_projection) then
+      own_names[#own_names + 1], own[#own + 1] = name, modules[i]
+    end
+  end
+  return own_names, own
+end
 
 --- For constructors: takes over what runs and what is seen.
 ---@param steps table[]  {name, module} pairs
@@ -23,23 +36,23 @@ function Front:fill(steps, shown)
   end
   rawset(self, "_shown", shown)
   ResidualSequential.init(self, steps)
+  for i = 1, #self do
+    if self[i]:is(Apply) then rawset(self[i], "child_list", own_children) end
+  end
 end
 
--- Does an Apply own something that is saved: a trained factor, gates, a projection that was made for it?
-local function has_state(apply)
-  if #apply._parameters > 0 or apply:definition().gates or apply.make_projection then return true end
-  for _, name in ipairs(apply._children) do
-    local hidden = name == "op" or name == "transform" or (name == "projection_layer" and apply.own_projection)
-    if rawget(apply, name) and not hidden then return true end
-  end
-  return false
+-- Is an Apply to be seen? It is when it owns something that is saved (a trained factor, gates, a projection that was made for it), and
+-- when its mode, training or evaluation, matters.
+local function is_seen(apply)
+  return apply.drop_path ~= 0 or #apply._parameters > 0 or apply:definition().gates or apply.make_projection
+    or #own_children(apply) > 0
 end
 
 function Front:child_list()
   local names, modules = {}, {}
   for i, entry in ipairs(self._shown) do names[i], modules[i] = entry[1], entry[2] end
   for i = 1, #self do
-    if self[i]:is(Apply) and has_state(self[i]) then
+    if self[i]:is(Apply) and is_seen(self[i]) then
       names[#names + 1] = self._names[i]
       modules[#modules + 1] = self[i]
     end
@@ -57,17 +70,30 @@ function Front:insert(position, module, name)
 end
 
 Front.remove = refuse
+Front.replace = refuse
 Front.slice = refuse
 
 --- Steps that make a residual block: the input is recorded, the layers run, and `apply` joins both.
 ---@param layers table[]    {name, module} pairs
 ---@param shortcut? resin.nn.Module  what the recorded value goes through
+---@param given? table  options of the Apply: drop_path, layer_scale, scale, alpha
 ---@return table[] steps
-function Front.around(layers, shortcut)
+function Front.around(layers, shortcut, given)
   local steps = {{"save_input", Record("input")}}
   for _, entry in ipairs(layers) do steps[#steps + 1] = entry end
-  steps[#steps + 1] = {"add_input", Apply{record_name = "input", projection = shortcut}}
+  steps[#steps + 1] = {"add_input", Front.join("input", shortcut, given)}
   return steps
+end
+
+--- The Apply that adds a record.
+---@param record string
+---@param shortcut? resin.nn.Module
+---@param given? table
+---@return resin.nn.Apply
+function Front.join(record, shortcut, given)
+  local o = {record_name = record, projection = shortcut}
+  for name, value in pairs(given or {}) do o[name] = value end
+  return Apply(o)
 end
 
 return Front

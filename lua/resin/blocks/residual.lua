@@ -10,6 +10,7 @@ local Apply = require "resin.residual.apply"
 local Record = require "resin.residual.record"
 local Front = require "resin.blocks.front"
 local Join = require "resin.blocks.join"
+local joins = require "resin.blocks.joins"
 local Blocks = require "resin.blocks.list"
 
 -- ---- arguments ------------------------------------------------------------------------------------------------------------
@@ -76,8 +77,11 @@ local function mismatch(self, name, _, saved, current)
 end
 
 local function make_apply(self, options, operation, record, block)
-  local apply = Apply{operation = operation, record_name = record, projection = self.shortcut or nil, dim = options.dim,
-                      broadcast = options.broadcast}
+  options.made = options.made + 1
+  local given = options.joins(options.made)
+  given.operation, given.record_name, given.projection = operation, record, self.shortcut or nil
+  given.dim, given.broadcast = options.dim, options.broadcast
+  local apply = Apply(given)
   rawset(apply, "mismatch", function(_, _, entry, saved, current)
     mismatch({type = self.type, operation = operation}, block, entry, saved, current)
   end)
@@ -115,7 +119,18 @@ local function add_level(self, steps, options, l, level, saved)
   return names
 end
 
+-- How many Applys a list of blocks and levels gets.
+local function count_applys(list)
+  local n, before = 0, 0
+  for _, element in ipairs(list) do
+    n = n + (class.is_module(element) and 1 or math.min(#element, before))
+    before = class.is_module(element) and before or #element
+  end
+  return n
+end
+
 local function build(self, list, options)
+  options.made, options.joins = 0, joins.read(options, self.type, count_applys(list))
   if options.shortcut ~= nil then rawset(self, "shortcut", Blocks.module(options.shortcut, self.type .. ": shortcut")) end
   local steps, elements, saved = {}, {}, {}
   for i, element in ipairs(list) do
@@ -143,13 +158,15 @@ end
 --- Levels, for U shapes: each layer of a level receives what a layer of the level before gave out, the last one first:
 --- x = layer(x, shortcut(res)), or layer(res_func(x, shortcut(res))) with res_func. A level of n layers receives the first n
 --- results of the level before; layers past their number receive x alone.
---- shortcut is a module or a function; broadcast = true lets "add" broadcast.
+--- shortcut is a module or a function; broadcast = true lets "add" broadcast. drop_path (a number, or a table of one for each skip),
+--- layer_scale, scale and alpha are Apply's, where the operation takes them; with several skips a trained scale or alpha is given as
+--- function(k, n), which makes one for skip k of n.
 ---@class resin.blocks.Residual: resin.blocks.Front
 local Residual = class.define("Residual", Front, true)
 Residual.shortcut = false
 
 function Residual:init(blocks, a, b)
-  local list, options = read(self, {"res_func", "shortcut", "broadcast"}, blocks, a, b)
+  local list, options = read(self, {"res_func", "shortcut", "broadcast", unpack(joins.names)}, blocks, a, b)
   if options.res_func ~= nil and type(options.res_func) ~= "string" and type(options.res_func) ~= "function"
     and not class.is_module(options.res_func) then
     check.fail("%s: res_func must be a function of (x, res), a module or the name of an operation, got %s", self.type,
@@ -160,12 +177,12 @@ function Residual:init(blocks, a, b)
 end
 
 --- x = block(x) + shortcut(x) for each block: ResidualAdd(block), ResidualAdd{block1, block2},
---- ResidualAdd{block, shortcut = conv_bn(32, 64, 1, 2)}.
+--- ResidualAdd{block, shortcut = conv_bn(32, 64, 1, 2)}. Options as for Residual: drop_path, layer_scale, scale, alpha.
 ---@class resin.blocks.ResidualAdd: resin.blocks.Residual
 local ResidualAdd = class.define("ResidualAdd", Residual, true)
 
 function ResidualAdd:init(blocks, a, b)
-  local list, options = read(self, {"shortcut", "broadcast"}, blocks, a, b)
+  local list, options = read(self, {"shortcut", "broadcast", unpack(joins.names)}, blocks, a, b)
   options.res_func = "add"
   build(self, list, options)
 end

@@ -46,6 +46,13 @@ local function branch_parameters(plan, i)
   return found
 end
 
+-- The parameters of the factor in front of the branch: of `scale`, or of the alpha of "gated", which is 1 - alpha there.
+local function branch_factor(apply)
+  local factor = apply.operation_name == "gated" and apply.alpha or apply.scale
+  if Tensor.is(factor) then return {factor} end
+  return type(factor) == "table" and factor:parameters() or {}
+end
+
 -- ---- contributions --------------------------------------------------------------------------------------------------------
 
 -- The result of the operation, its random numbers being those of the first run.
@@ -130,7 +137,7 @@ function paths.visitor(list, names)
   local visitor = {}
   function visitor.apply(place, x, r, apply)
     local entry = {name = name_of(place, names, apply), record = record_names(place), operation = operation_of(apply),
-                   parameters = branch_parameters(place.plan, place.step)}
+                   parameters = branch_parameters(place.plan, place.step), factor = branch_factor(apply)}
     list[#list + 1] = entry
     if not Tensor.is(r) then r = {unpack(r)} end
     local before, after = ffi.new("double[4]"), ffi.new("double[4]")
@@ -152,21 +159,25 @@ function paths.visitor(list, names)
   return visitor
 end
 
---- After backward: the gradients into both sides, and whether a branch that adds nothing can still learn.
+local function any_gradient(parameters)
+  for _, p in ipairs(parameters) do
+    local g = p.requires_grad and p.grad
+    if g and measure.of(g).max > 0 then return true end
+  end
+  return false
+end
+
+--- After backward: the gradients into both sides, and whether a branch that adds little or nothing can still learn.
 ---@param list table
 function paths.finish(list)
   for _, entry in ipairs(list) do
     if entry.x then
       entry.branch_gradient, entry.skip_gradient = gradient_norm(entry.x), gradient_norm(entry.r)
     end
-    local learns = false
-    for _, p in ipairs(entry.parameters) do
-      local g = p.grad
-      learns = learns or (g ~= nil and measure.of(g).max > 0)
-    end
-    entry.learns = learns
-    entry.closed = entry.branch == 0 and learns
-    entry.x, entry.r = nil, nil
+    entry.learns = any_gradient(entry.parameters)
+    entry.opening = any_gradient(entry.factor)
+    entry.closed = entry.branch == 0 and entry.learns
+    entry.x, entry.r, entry.factor = nil, nil, nil
   end
 end
 

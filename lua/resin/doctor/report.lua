@@ -6,9 +6,12 @@ local text = require "resin.doctor.text"
 ---@field parameters table[]  {name, shape, numel, norm, mean, max, zeros (fraction), weight_norm, ratio, verdict, closed} in order
 ---@field without_gradient string[]  parameters that the loss does not depend on
 ---@field paths table[]  one per Apply that ran: {name, record, operation, skip, branch, alpha, scale, cosine, skip_gradient,
----branch_gradient, output, output_rms, shape, closed, verdict}; empty without a probe
+---branch_gradient, output, output_rms, shape, closed, opening, note, verdict}; empty without a probe. closed: the branch adds nothing
+---yet; opening: it is behind a trained factor that gets a gradient; note: what is worth knowing and no fault
 ---@field loss number?
----@field first number?  relative gradient of the first tenth of the weights
+---@field profile "skips"|"weights"|nil  what first and last are of: gradients that enter the skips (of two or more), or relative
+---gradients of the weights
+---@field first number?  of the first tenth
 ---@field last number?   of the last tenth
 ---@field depth_ratio number?  first / last
 ---@field growth number?  of the values, from the first Apply to the last

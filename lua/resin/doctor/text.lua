@@ -55,7 +55,7 @@ end
 local function path_rows(report)
   local rows = {{"residual path", "record", "operation", "", "skip", "branch", "alpha", "scale", "cosine", "grad skip", "grad branch"}}
   for _, p in ipairs(report.paths) do
-    local note = p.verdict ~= "healthy" and p.verdict or p.closed and "closed" or ""
+    local note = p.verdict ~= "healthy" and p.verdict or p.note and p.note:match("^%a+") or ""
     rows[#rows + 1] = {p.name, p.record or "", p.operation or "", note, number(p.skip), number(p.branch),
                        p.alpha and ("%.4g"):format(p.alpha) or "", p.scale and ("%.4g"):format(p.scale) or "",
                        p.cosine and ("%.3f"):format(p.cosine) or "", number(p.skip_gradient), number(p.branch_gradient)}

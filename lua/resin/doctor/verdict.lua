@@ -1,17 +1,22 @@
 --- Verdicts: what the numbers of a report mean.
--- Everything is judged by the relative gradient, |gradient| / |weight| (norms over the whole tensor): it does not depend on a
+-- Weights are judged by the relative gradient, |gradient| / |weight| (norms over the whole tensor): it does not depend on a
 -- layer's size, and times the learning rate it is the part of the weight that a step of SGD replaces.
+-- Depth is judged by what enters the skips, where a model has two or more: these are gradients of one kind of thing, the value
+-- that goes through the model. It is a fault when the weights' gradients go the same way. Weights alone count beside skips only
+-- where they differ by much more, because layers of different kinds differ by themselves (a Linear behind an attention by ten
+-- times). An embedding's weights never count: each step reaches a few of its vectors.
 
 local verdict = {}
 
 --- The limits. doctor.examine(model, x, {thresholds = {vanishing = 100}}) replaces some for one report.
 verdict.thresholds = {
-  vanishing = 10,     -- how many times the relative gradients of the first weights are below those of the last
-  exploding = 100,    -- how many times they are above: more, because layers of different kinds differ by themselves
+  vanishing = 10,     -- how many times the gradients at the first skips (or weights) are below those at the last
+  exploding = 100,    -- how many times they are above
+  kinds = 100,        -- beside skips: how many times further than that the weights may differ
   gradient = 100,     -- exploding: the relative gradient of one weight (a parameter of two dimensions or more)
   growth = 1000,      -- exploding: how many times the values grow from the first Apply to the last (root mean square)
   dead = 0.9,         -- dead: the part of a parameter's gradient that is exactly zero
-  skip = 100,         -- skip dominates: how many times the skip's contribution exceeds the branch's
+  skip = 100,         -- skip dominates: how many times the skip's contribution exceeds the branch's; no fault behind a trained scale
 }
 
 --- From bad to good; the report's verdict is the first that occurs.
@@ -26,38 +31,53 @@ local function typical(list, first, last)
   return math.exp(sum / (last - first + 1))
 end
 
--- Relative gradients of the weights from the input to the output; without usable ones the gradients that enter the skips.
-local function profile(report)
+-- The gradients that enter the skips, from the input to the output; nil when there are less than two.
+local function skip_profile(report)
   local values = {}
-  for _, p in ipairs(report.parameters) do
-    if p.is_weight and p.ratio and p.ratio > 0 and p.finite and not p.closed then values[#values + 1] = p.ratio end
-  end
-  if #values >= 2 then return values, "weights" end
-  values = {}
   for _, path in ipairs(report.paths) do
     local g = path.skip_gradient
     if g and g > 0 and g < math.huge then values[#values + 1] = g end
   end
-  if #values >= 2 then return values, "skips" end
-  return nil
+  return #values >= 2 and values or nil
+end
+
+-- Relative gradients of the weights, likewise.
+local function weight_profile(report)
+  local values = {}
+  for _, p in ipairs(report.parameters) do
+    if p.is_weight and p.ratio and p.ratio > 0 and p.finite and not p.closed and not p.sparse then values[#values + 1] = p.ratio end
+  end
+  return #values >= 2 and values or nil
 end
 
 local function add(report, kind, where, text)
   report.verdicts[#report.verdicts + 1] = {verdict = kind, where = where, text = text}
 end
 
-local function judge_depth(report, limits)
-  local values, what = profile(report)
-  if not values then return end
+-- The first tenth of the values against the last: {first, last, what, verdict}; `more` widens the limits.
+local function ends_of(values, what, limits, more)
   local ends = math.ceil(#values / TENTH)
   local first, last = typical(values, 1, ends), typical(values, #values - ends + 1, #values)
-  report.first, report.last, report.depth_ratio, report.profile = first, last, first / last, what
-  if first * limits.vanishing < last then
+  local kind = "healthy"
+  if first * limits.vanishing * more < last then kind = "vanishing" end
+  if first > last * limits.exploding * more then kind = "exploding" end
+  return {first = first, last = last, what = what, verdict = kind}
+end
+
+local function judge_depth(report, limits)
+  local skips, weights = skip_profile(report), weight_profile(report)
+  local s, w = skips and ends_of(skips, "skips", limits, 1), weights and ends_of(weights, "weights", limits, 1)
+  local shown = s or w
+  if not shown then return end
+  report.first, report.last, report.depth_ratio, report.profile = shown.first, shown.last, shown.first / shown.last, shown.what
+  local found = shown
+  if s and w and s.verdict ~= w.verdict then found = ends_of(weights, "weights", limits, limits.kinds) end
+  if found.verdict == "vanishing" then
     add(report, "vanishing", "depth", ("gradients vanish towards the input: %.3e at the first %s, %.3e at the last (%.3g times less)")
-      :format(first, what, last, last / first))
-  elseif first > last * limits.exploding then
+      :format(found.first, found.what, found.last, found.last / found.first))
+  elseif found.verdict == "exploding" then
     add(report, "exploding", "depth", ("gradients grow towards the input: %.3e at the first %s, %.3e at the last (%.3g times more)")
-      :format(first, what, last, first / last))
+      :format(found.first, found.what, found.last, found.first / found.last))
   end
 end
 
@@ -97,6 +117,8 @@ local function judge_paths(report, limits)
       elseif path.branch == 0 then
         path.verdict = "dead"
         add(report, "dead", path.name, what .. ": the branch adds nothing and no parameter of it gets a gradient")
+      elseif path.skip > limits.skip * path.branch and path.opening then
+        path.note = "small: the branch is behind a trained scale, which gets a gradient"
       elseif path.skip > limits.skip * path.branch then
         path.verdict = "skip dominates"
         add(report, "skip dominates", path.name, ("%s: the skip contributes %.3e, the branch %.3e"):format(what, path.skip,

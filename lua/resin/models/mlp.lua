@@ -6,6 +6,7 @@ local nn = require "resin.nn"
 local activation = require("resin.blocks.make").activation
 local Blocks = require "resin.blocks.list"
 local Front = require "resin.blocks.front"
+local joins = require "resin.blocks.joins"
 local options = require "resin.models.options"
 
 local mlp = {}
@@ -58,30 +59,35 @@ end
 
 -- ---- the guide ------------------------------------------------------------------------------------------------------------
 
--- (sizes, use_shortcut) or (sizes, {use_shortcut = …, approximate = …}). Gives sizes, use_shortcut and what makes a GELU.
+local GUIDE = {"use_shortcut", "approximate", unpack(joins.names)}
+
+-- (sizes, use_shortcut) or (sizes, {use_shortcut = …, approximate = …, …}). Gives sizes, use_shortcut, what makes a GELU, and the
+-- options of the skips.
 local function read(what, sizes, least, given)
   sizes = options.sizes(sizes, what .. ": sizes", least)
   local use_shortcut, approximate = given, "none"
   if class.is_plain(given) then
-    check.options(given, {"use_shortcut", "approximate"}, what)
+    check.options(given, GUIDE, what)
     use_shortcut, approximate = given.use_shortcut, given.approximate or "none"
     check.enum(approximate, what .. ": approximate", {"none", "tanh"})
   end
   if use_shortcut == nil then use_shortcut = true end
   check.boolean(use_shortcut, what .. ": use_shortcut")
-  return sizes, use_shortcut, function() return nn.GELU{approximate = approximate} end
+  return sizes, use_shortcut, function() return nn.GELU{approximate = approximate} end, class.is_plain(given) and given or {}
 end
 
 --- Layers Linear, GELU; with use_shortcut the input of each is added to its result, through a Linear of its own where the sizes
 --- differ. ImprovedResidualNetwork({128, 64, 32, 16, 8, 1}, {use_shortcut = true}): 22,018 parameters, 11,009 without shortcuts.
---- Parameters layers.<i>.0.weight and projections.<i>.weight, i from 0. approximate = "tanh" takes that form of GELU.
+--- Parameters layers.<i>.0.weight and projections.<i>.weight, i from 0. approximate = "tanh" takes that form of GELU. Options of the
+--- skips as for resnet18: drop_path, layer_scale, scale, alpha.
 ---@class resin.models.ImprovedResidualNetwork: resin.blocks.Front
 local ImprovedResidualNetwork = class.define("ImprovedResidualNetwork", Front, true)
 
 function ImprovedResidualNetwork:init(sizes, given)
-  local use_shortcut, make_gelu
-  sizes, use_shortcut, make_gelu = read("ImprovedResidualNetwork", sizes, 2, given)
+  local use_shortcut, make_gelu, skips
+  sizes, use_shortcut, make_gelu, skips = read("ImprovedResidualNetwork", sizes, 2, given)
   local layers, projections, names, steps = {}, {}, {}, {}
+  local join = options.joins(skips, "ImprovedResidualNetwork", #sizes - 1)
   for i = 1, #sizes - 1 do
     layers[i] = nn.Sequential(nn.Linear(sizes[i], sizes[i + 1]), make_gelu())
     local projection
@@ -95,7 +101,7 @@ function ImprovedResidualNetwork:init(sizes, given)
     end
     steps[#steps + 1] = {"layer_" .. i, layers[i]}
     if use_shortcut then
-      steps[#steps + 1] = {"add_" .. i, nn.Apply{record_name = "identity_" .. i, projection = projection}}
+      steps[#steps + 1] = {"add_" .. i, Front.join("identity_" .. i, projection, join(i))}
     end
   end
   self.use_shortcut = use_shortcut
@@ -110,16 +116,17 @@ end
 local ExampleDeepNeuralNetwork = class.define("ExampleDeepNeuralNetwork", Front, true)
 
 function ExampleDeepNeuralNetwork:init(sizes, given)
-  local use_shortcut, make_gelu
-  sizes, use_shortcut, make_gelu = read("ExampleDeepNeuralNetwork", sizes, 6, given)
+  local use_shortcut, make_gelu, skips
+  sizes, use_shortcut, make_gelu, skips = read("ExampleDeepNeuralNetwork", sizes, 6, given)
   if #sizes > 6 then check.fail("ExampleDeepNeuralNetwork: sizes: has five layers, which need 6 sizes, got %d", #sizes) end
   local layers, steps = {}, {}
+  local join = options.joins(skips, "ExampleDeepNeuralNetwork", 5)
   for i = 1, 5 do
     layers[i] = nn.Sequential(nn.Linear(sizes[i], sizes[i + 1]), make_gelu())
     local adds = use_shortcut and sizes[i] == sizes[i + 1]
     if adds then steps[#steps + 1] = {"record_" .. i, nn.Record("identity_" .. i)} end
     steps[#steps + 1] = {"layer_" .. i, layers[i]}
-    if adds then steps[#steps + 1] = {"add_" .. i, nn.Apply{record_name = "identity_" .. i}} end
+    if adds then steps[#steps + 1] = {"add_" .. i, Front.join("identity_" .. i, nil, join(i))} end
   end
   self.use_shortcut = use_shortcut
   self:fill(steps, {{"layers", Blocks(layers)}})

@@ -4,6 +4,7 @@ local check = require "resin.check"
 local class = require "resin.nn.class"
 local args = require "resin.nn.args"
 local init = require "resin.nn.initialise"
+local joins = require "resin.blocks.joins"
 
 local options = {}
 
@@ -14,6 +15,25 @@ local options = {}
 function options.read(what, declared, ...)
   return args.accept({type = what}, declared, ...)
 end
+
+--- A declaration with the options of skips behind it: drop_path, drop_path_mode, layer_scale, scale, alpha
+--- (blocks/joins.lua).
+---@param declared table[]
+---@return table[]
+function options.with_joins(declared)
+  local list = {}
+  for _, entries in ipairs{declared, joins.arguments} do
+    for _, entry in ipairs(entries) do list[#list + 1] = entry end
+  end
+  return list
+end
+
+--- The options of the Apply of the k-th of n skips, as a function of k. A number as drop_path is that of the last skip.
+---@param o table
+---@param what string
+---@param n integer
+---@return fun(k: integer): table
+function options.joins(o, what, n) return joins.read(o, what, n, true) end
 
 --- A list of at least `least` sizes.
 ---@param value any

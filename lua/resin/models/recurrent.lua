@@ -11,7 +11,7 @@ local recurrent = {}
 ---@class resin.models.ResidualLSTMTagger: resin.nn.ResidualSequential
 local ResidualLSTMTagger = class.define("ResidualLSTMTagger", nn.ResidualSequential, true)
 
-local TAGGER = {
+local TAGGER = options.with_joins{
   {"vocabulary", "integer", min = 1},
   {"tags", "integer", min = 1},
   {"size", "integer", min = 1, default = 128},
@@ -21,8 +21,9 @@ local TAGGER = {
 }
 
 --- One tag for each word: an embedding, LSTM layers each with a skip around it, a linear layer.
---- residual_lstm_tagger(vocabulary, tags, {size = 128, layers = 2, bidirectional = true, dropout = 0}). Takes ids [B, T] that count
---- from 1 and gives scores [B, T, tags]; the second result holds the states of the LSTMs by name (lstm1, lstm2, …).
+--- residual_lstm_tagger(vocabulary, tags, {size = 128, layers = 2, bidirectional = true, dropout = 0, drop_path, layer_scale, scale,
+--- alpha}), the last four as for resnet18. Takes ids [B, T] that count from 1 and gives scores [B, T, tags]; the second result holds
+--- the states of the LSTMs by name (lstm1, lstm2, …).
 ---   local model = resin.models.residual_lstm_tagger(1000, 12)
 ---   local scores = model(resin.randint(1, 1000, {4, 20}))     -- [4, 20, 12]
 function recurrent.residual_lstm_tagger(...)
@@ -32,11 +33,14 @@ function recurrent.residual_lstm_tagger(...)
   end
   local steps = {{"embedding", nn.Embedding(o.vocabulary, o.size)}}
   local function add(name, module) steps[#steps + 1] = {name, module} end
+  local join = options.joins(o, "residual_lstm_tagger", o.layers)
   for i = 1, o.layers do
     add("save" .. i, nn.Record("input" .. i))
     add("lstm" .. i, nn.LSTM(o.size, o.bidirectional and o.size / 2 or o.size, {batch_first = true, bidirectional = o.bidirectional}))
     if o.dropout > 0 then add("dropout" .. i, nn.Dropout(o.dropout)) end
-    add("add" .. i, nn.Apply{record_name = "input" .. i})
+    local given = join(i)
+    given.record_name = "input" .. i
+    add("add" .. i, nn.Apply(given))
   end
   add("output", nn.Linear(o.size, o.tags))
   return ResidualLSTMTagger(steps)

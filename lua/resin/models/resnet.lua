@@ -20,8 +20,8 @@ local function make_downsample(inp, out, stride)
 end
 
 -- Fills a block: the layers, the addition, ReLU. The last norm is named last[1].
-local function fill(self, layers, downsample)
-  local steps = Front.around(layers, downsample)
+local function fill(self, layers, downsample, given)
+  local steps = Front.around(layers, downsample, given)
   steps[#steps + 1] = {"relu", nn.ReLU{inplace = true}}
   local shown = {}
   for i, entry in ipairs(layers) do shown[i] = entry end
@@ -30,31 +30,32 @@ local function fill(self, layers, downsample)
   self:fill(steps, shown)
 end
 
---- Two 3×3 convolutions: BasicBlock(in_channels, planes, stride). Gives `planes` channels.
+--- Two 3×3 convolutions: BasicBlock(in_channels, planes, stride, {drop_path, layer_scale, scale, alpha}). Gives `planes` channels.
 ---@class resin.models.BasicBlock: resin.blocks.Front
 local BasicBlock = class.define("BasicBlock", Front, true)
 BasicBlock.expansion = 1
 BasicBlock.last_norm = "bn2"
 
-function BasicBlock:init(inp, planes, stride)
+function BasicBlock:init(inp, planes, stride, given)
   fill(self, {
     {"conv1", conv3x3(inp, planes, stride)}, {"bn1", nn.BatchNorm2d(planes)}, {"relu1", nn.ReLU{inplace = true}},
     {"conv2", conv3x3(planes, planes, 1)}, {"bn2", nn.BatchNorm2d(planes)},
-  }, make_downsample(inp, planes, stride))
+  }, make_downsample(inp, planes, stride), given)
 end
 
---- 1×1, 3×3 (which strides) and 1×1 convolutions: Bottleneck(in_channels, planes, stride). Gives 4 planes channels.
+--- 1×1, 3×3 (which strides) and 1×1 convolutions: Bottleneck(in_channels, planes, stride, {drop_path, layer_scale, scale, alpha}). Gives
+--- 4 planes channels.
 ---@class resin.models.Bottleneck: resin.blocks.Front
 local Bottleneck = class.define("Bottleneck", Front, true)
 Bottleneck.expansion = 4
 Bottleneck.last_norm = "bn3"
 
-function Bottleneck:init(inp, planes, stride)
+function Bottleneck:init(inp, planes, stride, given)
   fill(self, {
     {"conv1", conv1x1(inp, planes, 1)}, {"bn1", nn.BatchNorm2d(planes)}, {"relu1", nn.ReLU{inplace = true}},
     {"conv2", conv3x3(planes, planes, stride)}, {"bn2", nn.BatchNorm2d(planes)}, {"relu2", nn.ReLU{inplace = true}},
     {"conv3", conv1x1(planes, 4 * planes, 1)}, {"bn3", nn.BatchNorm2d(4 * planes)},
-  }, make_downsample(inp, 4 * planes, stride))
+  }, make_downsample(inp, 4 * planes, stride), given)
 end
 
 -- ---- the networks ---------------------------------------------------------------------------------------------------------
@@ -62,7 +63,7 @@ end
 ---@class resin.models.ResNet: resin.nn.Sequential
 local ResNet = class.define("ResNet", nn.Sequential, true)
 
-local ARGUMENTS = {
+local ARGUMENTS = options.with_joins{
   {"num_classes", "integer", min = 1, default = 1000},
   {"in_channels", "integer", min = 1, default = 3},
   {"small_images", "boolean", default = false},
@@ -70,8 +71,8 @@ local ARGUMENTS = {
   {"zero_init_residual", "boolean", default = false},
 }
 
-local function build(Block, counts, o)
-  local model = ResNet()
+local function build(what, Block, counts, o)
+  local model, join, at = ResNet(), options.joins(o, what, counts[1] + counts[2] + counts[3] + counts[4]), 0
   local stem = o.small_images and {3, 1, 1} or {7, 2, 3}
   model:add_module("conv1", nn.Conv2d(o.in_channels, 64, stem[1], {stride = stem[2], padding = stem[3], bias = o.stem_bias}))
   model:add_module("bn1", nn.BatchNorm2d(64))
@@ -81,7 +82,8 @@ local function build(Block, counts, o)
   for stage = 1, 4 do
     local layer, planes = nn.Sequential(), 64 * 2 ^ (stage - 1)
     for i = 1, counts[stage] do
-      layer:append(Block(channels, planes, (i == 1 and stage > 1) and 2 or 1))
+      at = at + 1
+      layer:append(Block(channels, planes, (i == 1 and stage > 1) and 2 or 1, join(at)))
       channels = planes * Block.expansion
     end
     model:add_module("layer" .. stage, layer)
@@ -101,7 +103,7 @@ end
 local function define(name, Block, counts)
   return function(...)
     local o = options.read(name, ARGUMENTS, ...)
-    return build(Block, counts, o)
+    return build(name, Block, counts, o)
   end
 end
 
@@ -110,6 +112,9 @@ local resnet = {BasicBlock = BasicBlock, Bottleneck = Bottleneck, ResNet = ResNe
 --- resnet18{num_classes = 1000, in_channels = 3, small_images = false, stem_bias = false, zero_init_residual = false}.
 --- small_images: a 3×3 stem without pooling, for images of 32 pixels. stem_bias: the first convolution has a bias.
 --- zero_init_residual: each block is the identity at first. Weights are N(0, 2 / fan_out). 11,689,512 parameters.
+--- Options of the skips, here and in all models that add: drop_path (stochastic depth: the probability at the last block, from 0 at the
+--- first, or a table of one for each block), drop_path_mode, layer_scale, scale, alpha: numbers, or function(k, n) that makes a factor for
+--- block k of n.
 ---   local model = resin.models.resnet18{num_classes = 10, small_images = true}
 ---   local scores = model(resin.randn(8, 3, 32, 32))     -- [8, 10]
 resnet.resnet18 = define("resnet18", BasicBlock, {2, 2, 2, 2})
@@ -122,7 +127,7 @@ resnet.resnet101 = define("resnet101", Bottleneck, {3, 4, 23, 3})
 --- As resnet18, with 60,192,808 parameters.
 resnet.resnet152 = define("resnet152", Bottleneck, {3, 8, 36, 3})
 
-local CIFAR = {
+local CIFAR = options.with_joins{
   {"num_classes", "integer", min = 1, default = 10},
   {"in_channels", "integer", min = 1, default = 3},
 }
@@ -130,7 +135,8 @@ local CIFAR = {
 --- resnet18 for images of 32 pixels and ten classes: resnet18_cifar{num_classes = 10, in_channels = 3}. 11,173,962 parameters.
 function resnet.resnet18_cifar(...)
   local o = options.read("resnet18_cifar", CIFAR, ...)
-  return resnet.resnet18{num_classes = o.num_classes, in_channels = o.in_channels, small_images = true}
+  o.small_images = true
+  return resnet.resnet18(o)
 end
 
 return resnet

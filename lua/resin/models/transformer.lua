@@ -12,6 +12,7 @@ local scope = require "resin.scope"
 local make = require "resin.blocks.make"
 local Blocks = require "resin.blocks.list"
 local Front = require "resin.blocks.front"
+local joins = require "resin.blocks.joins"
 local options = require "resin.models.options"
 
 local transformer = {}
@@ -19,22 +20,22 @@ local transformer = {}
 -- ---- one layer ------------------------------------------------------------------------------------------------------------
 
 -- Steps of one branch with its skip: the norm before the layers, or after the addition.
-local function branch(steps, i, norm, layers, dropout, norm_first)
+local function branch(steps, i, norm, layers, dropout, norm_first, given)
   local function add(entry) steps[#steps + 1] = entry end
   add{"save" .. i, nn.Record("input" .. i)}
   if norm_first then add(norm) end
   for _, entry in ipairs(layers) do add(entry) end
   if dropout > 0 then add{"dropout" .. i, nn.Dropout(dropout)} end
-  add{"add" .. i, nn.Apply{record_name = "input" .. i}}
+  add{"add" .. i, Front.join("input" .. i, nil, given)}
   if not norm_first then add(norm) end
 end
 
---- Self-attention and two linear layers, each with a skip and a norm: EncoderLayer{size, heads, feedforward, dropout, act, norm_first}
---- for sequences [B, T, size]. Parameters have the names of nn.TransformerEncoderLayer.
+--- Self-attention and two linear layers, each with a skip and a norm: EncoderLayer{size, heads, feedforward, dropout, act, norm_first,
+--- drop_path, layer_scale, scale, alpha} for sequences [B, T, size]. Parameters have the names of nn.TransformerEncoderLayer.
 ---@class resin.models.EncoderLayer: resin.blocks.Front
 local EncoderLayer = class.define("EncoderLayer", Front, true)
 
-local LAYER = {
+local LAYER = options.with_joins{
   {"size", "integer", min = 1},
   {"heads", "integer", min = 1},
   {"feedforward", "integer", min = 1, optional = true},
@@ -51,16 +52,18 @@ function EncoderLayer:init(...)
   local norm1, norm2 = {"norm1", nn.LayerNorm(o.size)}, {"norm2", nn.LayerNorm(o.size)}
   local steps, inner = {}, {linear1, {"act", make.activation(o.act, "EncoderLayer: act")}, linear2}
   if o.dropout > 0 then table.insert(inner, 3, {"dropout", nn.Dropout(o.dropout)}) end
-  branch(steps, 1, norm1, {attention}, o.dropout, o.norm_first)
-  branch(steps, 2, norm2, inner, o.dropout, o.norm_first)
-  self:fill(steps, {attention, linear1, linear2, norm1, norm2, unpack(EncoderLayer.stateless(steps))})
+  if class.is_plain(o.drop_path) then check.fail("EncoderLayer: drop_path must be a number, got a table") end
+  local join = joins.read(o, "EncoderLayer", 2)
+  branch(steps, 1, norm1, {attention}, o.dropout, o.norm_first, join(1))
+  branch(steps, 2, norm2, inner, o.dropout, o.norm_first, join(2))
+  self:fill(steps, {attention, linear1, linear2, norm1, norm2, inner[2], unpack(EncoderLayer.dropouts(steps))})
 end
 
--- The steps without parameters that are to be seen too.
-function EncoderLayer.stateless(steps)
+-- The steps that must be seen because evaluation stops them.
+function EncoderLayer.dropouts(steps)
   local list = {}
   for _, entry in ipairs(steps) do
-    if entry[2]:is(nn.Dropout) or entry[1] == "act" then list[#list + 1] = entry end
+    if entry[2]:is(nn.Dropout) then list[#list + 1] = entry end
   end
   return list
 end
@@ -82,6 +85,15 @@ local function add_embeddings(self, o)
   rawset(self, "max_length", o.max_length)
   self.token = nn.Embedding(o.vocabulary, o.size)
   self.position = nn.Embedding(o.max_length, o.size)
+end
+
+-- For drawings: what runs, in a row. Positions are counted from the shape of the ids.
+local function drawn(self)
+  local list = {{add = {{"token", self.token}, {"position", self.position, dotted = true}}}}
+  for i, layer in ipairs(self.layers) do list[i + 1] = {i, layer} end
+  list[#list + 1] = {"norm", self.norm}
+  if self.head then list[#list + 1] = {"head", self.head} end
+  return list
 end
 
 local function run_layer(self, i, layer, x, given)
@@ -108,7 +120,21 @@ local function with_common(more)
   local list = {}
   for i, entry in ipairs(COMMON) do list[i] = entry end
   for _, entry in ipairs(more) do list[#list + 1] = entry end
-  return list
+  return options.with_joins(list)
+end
+
+-- The options of the skips of layer i, as a function of i. drop_path counts layers; the factors count skips, two for each layer.
+local function layer_options(o, what)
+  local drop = options.joins({drop_path = o.drop_path}, what, o.layers)
+  joins.read({scale = o.scale, alpha = o.alpha}, what, 2 * o.layers)      -- says what cannot be shared
+  return function(i)
+    local function of(value)
+      if type(value) ~= "function" then return value end
+      return function(k) return value(2 * i - 2 + k, 2 * o.layers) end
+    end
+    return {drop_path = drop(i).drop_path, drop_path_mode = o.drop_path_mode, layer_scale = o.layer_scale, scale = of(o.scale),
+            alpha = of(o.alpha)}
+  end
 end
 
 -- ---- encoder --------------------------------------------------------------------------------------------------------------
@@ -129,10 +155,11 @@ function TransformerEncoder:init(...)
   local o = options.read("transformer_encoder", ENCODER, ...)
   add_embeddings(self, o)
   rawset(self, "out_features", o.num_classes or o.size)
-  local layers = {}
+  local layers, given = {}, layer_options(o, "transformer_encoder")
   for i = 1, o.layers do
-    layers[i] = EncoderLayer{size = o.size, heads = o.heads, feedforward = o.feedforward, dropout = o.dropout, act = o.act,
-                             norm_first = o.norm_first}
+    local layer = given(i)
+    for _, name in ipairs{"size", "heads", "feedforward", "dropout", "act", "norm_first"} do layer[name] = o[name] end
+    layers[i] = EncoderLayer(layer)
   end
   self.layers = Blocks(layers)
   self.norm = nn.LayerNorm(o.size)
@@ -145,6 +172,8 @@ local function encode(self, ids, masks)
   x = self.norm:forward(x)
   return self.head and self.head:forward(x) or x
 end
+
+TransformerEncoder.drawn = drawn
 
 local MASKS = {"attn_mask", "key_padding_mask", "is_causal"}
 
@@ -160,7 +189,10 @@ end
 
 --- Vectors, or scores, for each symbol of a sequence, from all of them.
 --- transformer_encoder(vocabulary, {size = 256, layers = 4, heads = 4, max_length = 512, dropout = 0.1, feedforward = 4 size,
---- act = "gelu", norm_first = true, num_classes}). Takes ids [B, T] from 1; gives [B, T, size], or [B, T, num_classes].
+--- act = "gelu", norm_first = true, num_classes, drop_path, layer_scale, scale, alpha}). drop_path is the probability at the last
+--- layer, from 0 at the first, or a table of one for each layer; the factors are numbers or function(k, n) for skip k of n, two for each
+--- layer. Post-norm layers take DeepNorm's alpha: {norm_first = false, alpha = nn.residual.deepnorm(layers).alpha}. Takes
+--- ids [B, T] from 1; gives [B, T, size], or [B, T, num_classes].
 --- model(ids, {key_padding_mask = …, attn_mask = …, is_causal = …}) passes masks to each layer's attention.
 ---   local model = resin.models.transformer_encoder(1000, {size = 64, num_classes = 5})
 ---   local scores = model(resin.randint(1, 1000, {2, 10}))     -- [2, 10, 5]
@@ -227,13 +259,13 @@ function CausalAttention:label() return ("CausalAttention{heads = %d}"):format(s
 ---@class resin.models.GPTLayer: resin.blocks.Front
 local GPTLayer = class.define("GPTLayer", Front, true)
 
-function GPTLayer:init(size, heads, dropout)
+function GPTLayer:init(size, heads, dropout, given)
   local norm1, attention = {"norm1", nn.LayerNorm(size)}, {"attn", CausalAttention(size, heads, dropout)}
   local norm2, fc, out = {"norm2", nn.LayerNorm(size)}, {"fc", nn.Linear(size, 4 * size)}, {"out", nn.Linear(4 * size, size)}
-  local steps, gelu = {}, {"gelu", nn.GELU()}
-  branch(steps, 1, norm1, {attention}, dropout, true)
-  branch(steps, 2, norm2, {fc, gelu, out}, dropout, true)
-  self:fill(steps, {norm1, attention, norm2, fc, gelu, out})
+  local steps, gelu, join = {}, {"gelu", nn.GELU()}, joins.read(given or {}, "GPTLayer", 2)
+  branch(steps, 1, norm1, {attention}, dropout, true, join(1))
+  branch(steps, 2, norm2, {fc, gelu, out}, dropout, true, join(2))
+  self:fill(steps, {norm1, attention, norm2, fc, gelu, out, unpack(EncoderLayer.dropouts(steps))})
 end
 
 ---@class resin.models.GPT: resin.nn.Module
@@ -247,8 +279,8 @@ function GPT:init(...)
   local o = options.read("gpt", DECODER, ...)
   add_embeddings(self, o)
   rawset(self, "vocabulary", o.vocabulary)
-  local layers = {}
-  for i = 1, o.layers do layers[i] = GPTLayer(o.size, o.heads, o.dropout) end
+  local layers, given = {}, layer_options(o, "gpt")
+  for i = 1, o.layers do layers[i] = GPTLayer(o.size, o.heads, o.dropout, given(i)) end
   self.layers = Blocks(layers)
   self.norm = nn.LayerNorm(o.size)
   self.head = nn.Linear(o.size, o.vocabulary, {bias = o.bias})
@@ -269,6 +301,8 @@ function GPT:new_cache()
   for i = 1, #self.layers do cache[i] = {} end
   return cache
 end
+
+GPT.drawn = drawn
 
 local function decode(self, ids, cache)
   local x = embed(self, ids, cache and cache.length or 0)
@@ -319,7 +353,8 @@ function GPT:generate(ids, count)
 end
 
 --- A decoder over symbols (Radford and others 2019): gpt(vocabulary, {size = 256, layers = 4, heads = 4, max_length = 512,
---- dropout = 0.1, bias = false}); bias is that of the last layer. Takes ids [B, T] from 1 and gives scores [B, T, vocabulary] of
+--- dropout = 0.1, bias = false, drop_path, layer_scale, scale, alpha}); bias is that of the last layer, the last four are as for
+--- transformer_encoder. Takes ids [B, T] from 1 and gives scores [B, T, vocabulary] of
 --- the symbol after each. model:generate(ids, count) continues a text.
 ---   local model = resin.models.gpt(96, {size = 384, layers = 6, heads = 6, max_length = 256, dropout = 0})
 ---   local more = model:generate(resin.randint(1, 96, {1, 4}), 60)     -- [1, 64]

@@ -35,6 +35,7 @@ function kinds.enum(value, what, a) return check.enum(value, what, a.choices) en
 function kinds.dtype(value, what) return check.enum(value, what, DTYPES) end
 function kinds.tensor(value, what) return check.tensor(value, what) end
 kinds["function"] = function(value, what) return check.func(value, what) end
+function kinds.any(value) return value end      -- checked by whoever takes it
 
 -- A positive number, or a table of them.
 function kinds.factor(value, what)

@@ -4,8 +4,11 @@
 -- the order of registration, so that a field assigned later is found under the same name. `class.structure.version`
 -- grows whenever something is registered anywhere: an optimiser compares it to learn that new parameters may exist.
 
+local lib = require "resin.lib"
 local check = require "resin.check"
 local Tensor = require "resin.tensor"
+
+local C, ctx = lib.C, lib.ctx
 
 local class = {}
 
@@ -52,6 +55,16 @@ function class.list_name(list, name)
     if list[i] == name then return end
   end
   list[#list + 1] = name
+end
+
+--- Takes `name` out of a list of names.
+---@param list string[]
+---@param name string
+function class.unlist_name(list, name)
+  structure.version = structure.version + 1
+  for i = #list, 1, -1 do
+    if list[i] == name then table.remove(list, i) end
+  end
 end
 
 --- Refuses names that cannot be part of a state_dict or would hide a method.
@@ -102,11 +115,15 @@ local function text(self)
   return self:describe()
 end
 
+-- Parameters that come to be while a program is recorded are made as always: the recording does not see it.
 local function construct(cls, ...)
   local self = setmetatable({_parameters = {}, _buffers = {}, _children = {}}, cls)
+  local former = C.rs_trace_pause(ctx, 1)
   cls.init(self, ...)
+  C.rs_trace_pause(ctx, former)
   return self
 end
+jit.off(construct)      -- it reads `...` after a call
 
 local function class_text(cls)
   return "class nn." .. cls.type

@@ -30,8 +30,8 @@ local function own_parameters(module)
   return n, found
 end
 
-local function add_lines(module, title, depth, lines, seen)
-  local text = ("  "):rep(depth) .. (title ~= "" and title .. " " or "") .. module:label()
+local function add_lines(module, title, depth, lines, seen, label)
+  local text = ("  "):rep(depth) .. (title ~= "" and title .. " " or "") .. (label or module:label())
   if seen[module] then
     lines[#lines + 1] = {text .. " (shared)"}
     return
@@ -42,7 +42,8 @@ local function add_lines(module, title, depth, lines, seen)
   local names, modules = module:child_list()
   for i = 1, #modules do
     local shown = module.numbered and names[i] == tostring(i - 1) and "[" .. i .. "]" or names[i] .. ":"
-    add_lines(modules[i], shown, depth + 1, lines, seen)
+    local known = module.child_label and module[i] == modules[i] and module:child_label(i) or nil   -- what the container knows of it
+    add_lines(modules[i], shown, depth + 1, lines, seen, known)
   end
 end
 

@@ -1,4 +1,4 @@
---- Normalisation: BatchNorm1d, BatchNorm2d, LayerNorm.
+--- Normalisation: BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm.
 
 local check = require "resin.check"
 local class = require "resin.nn.class"
@@ -83,21 +83,31 @@ end
 
 function BatchNorm1d:output_shape(shape) return batch_shape(self, shape, 2, 3) end
 
---- Normalises each channel over the batch and the image: [N, C, H, W]. Options as for BatchNorm1d.
----@class resin.nn.BatchNorm2d: resin.nn.Module
-local BatchNorm2d = class.define("BatchNorm2d", Module, true)
+-- BatchNorm of images with `rank` dimensions; `axes` are their names.
+local function define_batch(name, rank, axes)
+  local cls = class.define(name, Module, true)
+  cls.layout = "channels_first"
+  cls.arguments = BATCH_ARGUMENTS
+  cls.init = init_batch
+  cls.reset_running_stats = reset_running_stats
 
-BatchNorm2d.layout = "channels_first"
-BatchNorm2d.arguments = BATCH_ARGUMENTS
-BatchNorm2d.init = init_batch
-BatchNorm2d.reset_running_stats = reset_running_stats
+  function cls:forward(x)
+    if x.ndim ~= rank + 2 then check.fail("%s: input must be [N, C, %s], got %s", self.type, axes, check.shape_text(x)) end
+    return forward_batch(self, x)
+  end
 
-function BatchNorm2d:forward(x)
-  if x.ndim ~= 4 then check.fail("%s: input must be [N, C, H, W], got %s", self.type, check.shape_text(x)) end
-  return forward_batch(self, x)
+  function cls:output_shape(shape) return batch_shape(self, shape, rank + 2, rank + 2) end
+
+  return cls
 end
 
-function BatchNorm2d:output_shape(shape) return batch_shape(self, shape, 4, 4) end
+--- Normalises each channel over the batch and the image: [N, C, H, W]. Options as for BatchNorm1d.
+---@class resin.nn.BatchNorm2d: resin.nn.Module
+local BatchNorm2d = define_batch("BatchNorm2d", 2, "H, W")
+
+--- The same over [N, C, D, H, W].
+---@class resin.nn.BatchNorm3d: resin.nn.Module
+local BatchNorm3d = define_batch("BatchNorm3d", 3, "D, H, W")
 
 -- ---- layer norm -----------------------------------------------------------------------------------------------------------
 
@@ -139,4 +149,4 @@ function LayerNorm:output_shape(shape)
   return shapes.copy(shape)
 end
 
-return {BatchNorm1d = BatchNorm1d, BatchNorm2d = BatchNorm2d, LayerNorm = LayerNorm}
+return {BatchNorm1d = BatchNorm1d, BatchNorm2d = BatchNorm2d, BatchNorm3d = BatchNorm3d, LayerNorm = LayerNorm}

@@ -4,6 +4,7 @@
 -- is not watched pays nothing. The operations of Applys are watched through their plan. Containers that belong to the plan
 -- of another one are never called and not watched. Everything is put back when the function ends, also by an error.
 
+local Module = require "resin.nn.module"
 local link = require "resin.residual.link"
 local core = require "resin.residual.core"
 
@@ -48,7 +49,7 @@ function observe.called(module, visit, visit_apply)
         visit(plan.module[i])
       elseif plan.kind[i] == APPLY or plan.kind[i] == RECORD then
         if plan.kind[i] == APPLY and visit_apply then visit_apply(plan, i, module) end
-        local _, own = plan.module[i]:child_list()
+        local _, own = Module.child_list(plan.module[i])      -- those too that a front shows elsewhere
         for k = 1, #own do visit(own[k]) end
       end
     end

@@ -97,6 +97,7 @@ end
 -- Makes steps, state tensors and the array fit the parameters.
 local function grow(group)
   local params, n = group.params, #group.params
+  local former = C.rs_trace_pause(ctx, 1)       -- a recording finds the state made
   structure.version = structure.version + 1     -- recordings that know the former state are out of date
   local steps = scope.promote(create.zeros({n}, {dtype = "i64"}))
   if group.steps then ffi.copy(C.rs_tensor_data(steps.h), C.rs_tensor_data(group.steps.h), 8 * math.min(group.n, n)) end
@@ -116,6 +117,7 @@ local function grow(group)
   rawset(group, "array", array)
   rawset(group, "size", 2 + n * (2 + #keys))
   rawset(group, "n", n)
+  C.rs_trace_pause(ctx, former)
 end
 
 --- Makes the state that a step needs. `buffered` says whether there are state tensors.

@@ -99,7 +99,7 @@ local function apply(node)
 end
 
 local KIND_TEXT = {
-  layer = box, projection = box, apply = apply, join = apply,
+  layer = box, projection = box, apply = apply, join = apply, split = apply,
   input = function(node) return ("shape=box, style=rounded, penwidth=0, label=<<b>%s</b>>"):format(html(node.title)) end,
   record = function() return 'shape=point, width=0.07, color="' .. SKIP .. '", xlabel=""' end,
 }
@@ -107,20 +107,71 @@ KIND_TEXT.output = KIND_TEXT.input
 
 local function node_id(node) return "n" .. node.id end
 
--- The title: name, type and parameters in lines of their own, short so that they keep clear of the trunk in the middle.
+-- Widths in points that texts have at most, of letters in bold, plain and small; Helvetica's letters are half an em on average.
+local BOLD, PLAIN_TEXT, SMALL = 6.8, 6, 5.2
+
+local function letters(s) return select(2, s:gsub("[^\128-\191]", "")) end
+
+-- The title: name, type and parameters in lines of their own. Gives it and its width.
 local function cluster_title(cluster)
-  local lines, first = {}, {}
-  if cluster.times then first[1] = ('<font point-size="14" color="#7a4fa3"><b>× %d</b></font>'):format(cluster.times) end
+  local lines, first, width = {}, {}, 0
+  if cluster.times then
+    first[1] = ('<font point-size="14" color="#7a4fa3"><b>× %d</b></font>'):format(cluster.times)
+    width = 22 + 8.5 * #tostring(cluster.times)
+  end
   local name, kind = cluster.title, nil
-  if name and name:find(": ", 1, true) then name, kind = name:match("^(.*): (.-)$") end
+  if name and name:find(": ", 1, true) then name, kind = name:match("^(.-): (.*)$") end
   if name and cluster.times and not cluster.block and not kind then name, kind = nil, name end
-  if name then first[#first + 1] = ("<b>%s</b>"):format(html(name)) end
+  if name then
+    first[#first + 1] = ("<b>%s</b>"):format(html(name))
+    width = width + BOLD * letters(name)
+  end
   lines[1] = table.concat(first, "  ")
-  if kind then lines[2] = small(kind) end
   local note = cluster.parameters > 0 and parameters(cluster.parameters) or nil
   if cluster.times and note then note = describe.count(cluster.parameters) .. (cluster.shared and " shared" or " in all") end
-  if note then lines[#lines + 1] = small(note) end
-  return table.concat(lines, '<br align="left"/>') .. '<br align="left"/>'
+  for _, text in ipairs{kind or "", note or ""} do
+    if text ~= "" then
+      lines[#lines + 1] = small(text)
+      width = math.max(width, SMALL * letters(text))
+    end
+  end
+  return table.concat(lines, '<br align="left"/>') .. '<br align="left"/>', width
+end
+
+-- ---- room for titles ------------------------------------------------------------------------------------------------------
+-- A title stands at the upper left of its cluster, and the trunk enters the cluster at its first node. So that it does not run
+-- through the title, an invisible node as wide as the title stands left of the first node. Of clusters that begin with the same node
+-- the innermost has it, for all of them.
+
+local MARGIN, GAP = 8, 22       -- around what is in a cluster; between nodes that stand side by side
+
+-- About half of a node's width.
+local function half_width(node)
+  if node.kind == "record" then return 0 end
+  if node.kind == "apply" or node.kind == "join" or node.kind == "split" then return 13 end
+  local kind, rest = node.title:match("^([%w_]+)(.*)$")
+  if not kind then return PLAIN_TEXT * letters(node.title) / 2 end
+  if #rest > 22 then rest = rest:match("^(%(.-),?%s*{.*}%)$") or rest end
+  return (8 * 2 + 5.5 * #kind + 4.5 * #rest) / 2 * 0.9
+end
+
+-- The node that keeps room for the titles of the clusters around the first node of `cluster`, when it begins with that node itself.
+local function write_room(out, cluster, indent, state)
+  local first = cluster.items[1]
+  if not state.down or not first or not first.is_node or first.kind == "input" then return end
+  local width, depth, outer = 0, 0, cluster
+  while outer.parent do
+    local _, title = cluster_title(outer)
+    width = math.max(width, title + 10 - MARGIN * depth)
+    if outer.parent.items[1] ~= outer then break end
+    outer, depth = outer.parent, depth + 1
+  end
+  width = width - half_width(first) - GAP
+  if width <= 0 then return end
+  state.rooms = state.rooms + 1
+  out[#out + 1] = ('%sroom_%d [shape=box, style=invis, label="", width=%.2f, height=0.01, fixedsize=true];'):format(indent, state.rooms,
+    width / 72)
+  out[#out + 1] = ('%sroom_%d -> %s [style=invis, minlen=0, weight=10];'):format(indent, state.rooms, "n" .. first.id)
 end
 
 local write_tag
@@ -137,7 +188,8 @@ local function write_items(out, cluster, indent, state)
       local inner = indent .. "  "
       local style = item.times and 'style="rounded,dashed", color="#7a4fa3", penwidth=1.6' or 'style="rounded,filled", color="#bbbbbb", '
         .. 'fillcolor="#00000006"'
-      out[#out + 1] = ("%slabel=<%s>; labeljust=l; fontsize=11; %s;"):format(inner, cluster_title(item), style:gsub(", ", "; "))
+      out[#out + 1] = ("%slabel=<%s>; labeljust=l; fontsize=11; %s;"):format(inner, (cluster_title(item)), (style:gsub(", ", "; ")))
+      write_room(out, item, inner, state)
       write_items(out, item, inner, state)
       out[#out + 1] = indent .. "}"
     end
@@ -154,10 +206,11 @@ local function tag_lines(edge)
 end
 
 local function trunk_text(edge)
-  local attributes, label = {"weight=100"}, {}
+  local attributes, label = {edge.side and "weight=1" or "weight=100"}, {}
+  if edge.dotted then attributes[2] = "style=dotted" end
   -- A record is a mark on the arrow, so the arrow's shape is written behind it.
   if edge.to.kind == "record" then
-    attributes[2] = "arrowhead=none"
+    attributes[#attributes + 1] = "arrowhead=none"
   elseif edge.shape then
     label[1] = shapes.text(edge.shape)
   end
@@ -232,7 +285,7 @@ function dot.text(g, options)
     '  node [fontname="Helvetica", fontsize=11, height=0.3, margin="0.12,0.05", color="#666666"];',
     ('  edge [fontname="Helvetica", fontsize=9, fontcolor="%s", color="#444444", arrowsize=0.6];'):format(NOTE),
   }
-  write_items(out, g.root, "  ", {clusters = 0, tags = place_tags(g)})
+  write_items(out, g.root, "  ", {clusters = 0, rooms = 0, tags = place_tags(g), down = options.direction ~= "right"})
   for _, edge in ipairs(g.edges) do write_edge(out, edge) end
   out[#out + 1] = "}\n"
   return table.concat(out, "\n")

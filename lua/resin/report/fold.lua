@@ -54,7 +54,7 @@ local function wiring(edges, nodes, index)
     for _, e in ipairs(edges.into[node] or {}) do
       local from = index[e.from]
       if from then
-        inner[#inner + 1] = ("%d>%d%s"):format(from, index[node], e.skip and "s" or "")
+        inner[#inner + 1] = ("%d>%d%s%s"):format(from, index[node], e.skip and "s" or "", e.dotted and "." or "")
       else
         entering = entering + 1
         if index[node] ~= 1 or e.skip then return nil end

@@ -1,17 +1,27 @@
 --- One description of a model for every drawing and table: nodes, edges and clusters, in the order in which the model runs.
--- A container that only runs its children one after another is laid open, a residual one by its plan; every other module is one
--- node. A graph is {
+-- Modules are laid open: a container that runs its children one after another, a residual one by its plan, branches and the other
+-- containers of resin by what they do with their children, a model by its method drawn(), and a module of the user's own by its calls
+-- in one run, when an input is given. Every other module is one node. (A table of costs wants these as one node too, with the calls
+-- inside: `deep`.) A graph is {
 --   nodes     in order; a node is {id, kind, name, title, module, parameters, input, output, dtype, view, calls, cluster, group}
---             kind: input, output, layer, record, apply, join (where branches meet), or projection: any module on a skip.
+--             kind: input, output, layer, record, apply, join (where branches meet), split (where halves part), or projection: any
+--             module on a skip.
 --             group: a number for each row of nodes that follow one another
---   edges     {from, to (nodes), shape, skip = true for a recorded value, text = what it is}
+--   edges     {from, to (nodes), shape, skip = true for a recorded value, text = what it is, dotted = true where code that is no
+--             module stands between, side = true for a second value that is joined}
 --   root      the outermost cluster: {title, items = nodes and clusters in order, parent, times = n, parameters, shared, block}
 -- } Every node but the input has an edge to it that is no skip, its trunk, except that a projection stands on a skip.
+-- While a graph is made, g.at is the node that the value comes from, g.shape its shape, and g.dotted is true when code that is no
+-- module stands behind that node.
 
 local class = require "resin.nn.class"
 local describe = require "resin.nn.describe"
+local fit = require "resin.residual.fit"
 local link = require "resin.residual.link"
 local core = require "resin.residual.core"
+local Dense = require("resin.residual.branches").Dense
+local HyperConnections = require("resin.residual.hyper").HyperConnections
+local checkpoint = require "resin.residual.checkpoint"
 local Sequential = require("resin.nn.sequential").Sequential
 local fold = require "resin.report.fold"
 local shaper = require "resin.report.shaper"
@@ -56,14 +66,16 @@ local function close(g) g.cluster = g.cluster.parent end
 
 -- The title of a container: "block: ResidualSequential".
 local function titled(key, module)
-  if type(key) == "string" then return key .. ": " .. module.type end
-  return module.type
+  local text = module.forward == HyperConnections.forward and module:label() or module.type
+  if type(key) == "string" then return key .. ": " .. text end
+  return text
 end
 
 -- Moves on: the value now comes from `node`.
-local function step(g, node, edge_fields)
-  add_edge(g, g.at, node, g.shape, edge_fields)
-  g.at = node
+local function step(g, node)
+  add_edge(g, g.at, node, g.shape, {dotted = g.dotted})
+  node.behind_code = g.dotted
+  g.at, g.dotted = node, nil
   return node
 end
 
@@ -138,7 +150,10 @@ local function add_apply(g, name, plan, i, records)
   local slots = plan.many[i] and plan.many[i].slots or {plan.slot[i]}
   local saved = {}
   for slot, value in pairs(records) do saved[slot] = value.shape end
-  local ends, hidden = {}, 0
+  local ends, seen = {}, {}
+  for _, m in ipairs(apply:modules()) do seen[m] = true end
+  -- Its own parameters: what stands on the skip has a node; the operation belongs to it, although a front shows it elsewhere.
+  local parameters = apply:num_parameters() + (apply.op and not seen[apply.op] and apply.op:num_parameters() or 0)
   for k, slot in ipairs(slots) do
     local r = records[slot]
     local from, shape, through = r.from, r.shape, r.through
@@ -147,7 +162,7 @@ local function add_apply(g, name, plan, i, records)
       if module then
         from, shape = add_on_skip(g, from, module, name .. "." .. field, shape, r.record)
         through = (through and through .. ", " or "") .. in_line(module)
-        if k == 1 then hidden = hidden + from.parameters end
+        if k == 1 and seen[module] then parameters = parameters - from.parameters end
       end
     end
     ends[k] = {from = from, shape = shape, record = r.record, through = through}
@@ -155,7 +170,7 @@ local function add_apply(g, name, plan, i, records)
   local call = g.shaper and g.shaper:apply(plan, i, saved, g.shape)
   local operation = operation_text(apply)
   local node = add_node(g, {kind = "apply", name = g.names[apply] or name, operation = operation, module = apply,
-                            parameters = apply:num_parameters() - hidden,
+                            parameters = parameters,
                             symbol = apply.op and apply.op.type or SYMBOLS[apply.operation_name] or operation,
                             title = operation, notes = notes_of(apply), alpha = factor_text("alpha", apply.alpha), skips = ends,
                             input = call and call.input, output = call and call.output, dtype = call and call.dtype,
@@ -247,12 +262,6 @@ local function add_plan(g, prefix, module)
   end
 end
 
-local function inside(g, module, fn, ...)
-  -- The call of the container itself, where calls are noted: its number must stay in step.
-  if g.shaper and g.shaper.calls then g.shaper:layer(module) end
-  fn(g, ...)
-end
-
 local function add_children(g, prefix, module)
   local names = module:child_list()
   for i = 1, #module do
@@ -261,46 +270,178 @@ local function add_children(g, prefix, module)
   end
 end
 
--- A module whose branches all get its input: its method branches() gives a list of {name, module} and how they are joined.
-local function add_branches(g, prefix, module)
-  local branches, how = module:branches()
+-- Where several values become one: ends are {node, shape, dotted} each.
+local function add_join(g, name, how, module, ends, output)
+  local node = add_node(g, {kind = "join", name = name, title = how, symbol = SYMBOLS[how] or how, operation = how, module = module,
+                            output = output})
+  for i, e in ipairs(ends) do add_edge(g, e[1], node, e[2], {side = i > 1 or nil, dotted = e[3]}) end
+  g.at, g.shape, g.dotted = node, output, nil
+  return node
+end
+
+-- Modules that all get the value: {name, module, dotted = true where it is not quite this value}. Gives the ends of their rows.
+local function fan_out(g, prefix, branches)
   local input, ends = g.shape, {}
-  local fork, outer = g.at, g.group
+  local fork, dotted, outer = g.at, g.dotted, g.group
   for i, branch in ipairs(branches) do
-    g.at, g.shape = fork, input
+    g.at, g.shape, g.dotted = fork, input, dotted or branch.dotted
     g.groups = (g.groups or 0) + 1
     if i > 1 then g.group = g.groups end
     add_module(g, join(prefix, branch[1] or i), branch[1] or i, branch[2])
-    ends[i] = {g.at, g.shape}
+    ends[i] = {g.at, g.shape, g.dotted}
     g.group = outer
   end
-  local node = add_node(g, {kind = "join", name = prefix, title = how, symbol = SYMBOLS[how] or how, operation = how, module = module})
-  for _, e in ipairs(ends) do add_edge(g, e[1], node, e[2]) end
-  g.at, g.shape = node, nil
-  if g.shaper and not g.shaper.calls then
-    local call = g.shaper:layer(module, input)
-    g.shape = call and call.output
+  return ends
+end
+
+-- A module whose branches all get its input: its method branches() gives a list of {name, module} and how they are joined.
+local function add_branches(g, prefix, module, call)
+  local input, branches, how = g.shape, module:branches()
+  local node = add_join(g, prefix, how, module, fan_out(g, prefix, branches), call and call.output)
+  node.input, node.dtype = input, call and call.dtype
+end
+
+-- ---- modules that hold others ---------------------------------------------------------------------------------------------
+
+-- A list in a row: {name, module} each, or {add = {{name, module}, …}}, several that get the same value and are added.
+local function add_row(g, prefix, list)
+  for _, entry in ipairs(list) do
+    if entry.add then
+      local ends = fan_out(g, prefix, entry.add)
+      add_join(g, join(prefix, "add"), "add", nil, ends, ends[1][2])
+    else
+      add_module(g, join(prefix, entry[1]), entry[1], entry[2])
+    end
   end
-  node.input, node.output = input, g.shape
+end
+
+-- The features' dimension in values of `shape` that such modules make.
+local function feature_dim(shape, modules, dim)
+  local layout, spatial
+  for _, m in ipairs(modules) do
+    layout, spatial = link.layout_of(m, true)
+    if layout then break end
+  end
+  return fit.feature_dim(#shape, layout, spatial, dim)
+end
+
+local function with_size(shape, at, size)
+  local out = {}
+  for i = 1, #shape do out[i] = shape[i] end
+  out[at] = size
+  return out
+end
+
+-- nn.Dense: what each child makes is put beside all that was there before.
+local function add_dense(g, prefix, module)
+  for i = 1, #module do
+    local before, shape, dotted = g.at, g.shape, g.dotted
+    local key = module._names[i] or i
+    add_module(g, join(prefix, key), key, module[i])
+    if i < #module or module.output == "all" then
+      local out, whole = g.shape, nil
+      if shape and out then
+        local at = feature_dim(shape, module, module.dim)
+        whole = with_size(shape, at, shape[at] and out[at] and shape[at] + out[at])
+      end
+      add_join(g, join(prefix, "cat_" .. i), "concat", nil, {{g.at, out, g.dotted}, {before, shape, dotted}}, whole)
+    end
+  end
+end
+
+-- nn.Reversible: the value is split; then in turn y1 = x1 + f(x2) and y2 = x2 + g(y1), so that what f or g made is the input of the
+-- next of them, and is added to what comes behind that.
+local function add_reversible(g, prefix, module, call)
+  local whole, shape = g.shape, nil
+  if whole then
+    local first = {}
+    for i = 1, #module do first[i] = module[i].f end
+    local at = feature_dim(whole, first, module.dim)
+    shape = with_size(whole, at, whole[at] and whole[at] / 2)
+  end
+  local other = step(g, add_node(g, {kind = "split", name = prefix, title = "split", symbol = "split", output = shape}))
+  for i = 1, #module do
+    for _, part in ipairs{"f", "g"} do
+      local name, input = join(join(prefix, i), part), g.at
+      g.shape = shape
+      add_module(g, name, part, module[i][part])
+      add_join(g, name, "add", nil, {{g.at, shape, g.dotted}, {other, shape}}, shape)
+      other = input
+    end
+  end
+  add_join(g, prefix, "concat", nil, {{g.at, shape}, {other, shape}}, call and call.output)
+end
+
+-- A module of the user's own: what its forward called, in that order. A call that was given what another one returned stands behind
+-- that one; where the value is neither that nor the module's input, code of the forward stands between.
+local function add_calls(g, prefix, module, call)
+  local names = {}
+  for name, inner in module:named_modules() do names[inner] = name end
+  local source = {[call.from or false] = {g.at, g.dotted}}
+  for i, inner in ipairs(call.children) do
+    local from = source[inner.from or false]
+    if from then g.at, g.dotted = from[1], from[2] else g.dotted = true end
+    g.shape = inner.input
+    local name = names[inner.module] or tostring(i - 1)
+    add_module(g, prefix == "" and name or prefix .. "." .. name, name, inner.module)
+    source[inner.to or false] = {g.at, g.dotted}
+  end
+  source[false] = nil
+  local last = source[call.to or false]
+  if last then g.at, g.dotted = last[1], last[2] else g.dotted = true end
+end
+
+local MOST_CALLS = 60       -- of one forward, to be drawn
+
+local HOLDERS = {
+  [checkpoint.Checkpoint.forward] = function(g, prefix, module) add_row(g, prefix, {{"fn", module.fn}}) end,
+  [checkpoint.Reversible.forward] = add_reversible,
+  [Dense.forward] = add_dense,
+  [HyperConnections.forward] = function(g, prefix, module)
+    local list = {}
+    for i = 1, #module do list[i] = {module._names[i] or i, module[i].branch} end
+    add_row(g, prefix, list)
+  end,
+}
+
+-- How a module is laid open: function(g, prefix, module, call), or nil. `plain`: its shapes are those of its children.
+local function way_into(g, module, call)
+  if link.is_residual(module) then return add_plan, true end
+  if module.forward == Sequential.forward then return add_children, true end
+  if type(module.branches) == "function" then return add_branches end
+  if g.deep then return nil end
+  local holder = HOLDERS[module.forward]
+  if holder then return holder end
+  if module.builtin and type(module.drawn) == "function" then
+    return function(_, prefix) add_row(g, prefix, module:drawn()) end
+  end
+  local calls = not module.builtin and call and call.children
+  if calls and #calls > 0 and #calls <= MOST_CALLS then return add_calls end
+  return nil
+end
+
+-- The call of a module. Of a container whose shapes are its children's it only keeps the count of the calls.
+local function call_of(g, module)
+  if not g.shaper then return nil end
+  local plain = link.is_residual(module) or module.forward == Sequential.forward
+  if plain and not g.shaper.calls then return nil end
+  return g.shaper:layer(module, g.shape)
+end
+
+local function add_content(g, name, module, call, way, plain)
+  way(g, name, module, call)
+  if call and not plain then g.shape = call.output end
 end
 
 function add_module(g, name, key, module)
-  local residual = link.is_residual(module)
-  if residual or module.forward == Sequential.forward then
+  local call = call_of(g, module)
+  local way, plain = way_into(g, module, call)
+  if way then
     open(g, titled(key, module), module)
-    inside(g, module, residual and add_plan or add_children, name, module)
-    close(g)
-  elseif type(module.branches) == "function" then
-    open(g, titled(key, module), module)
-    local call = g.shaper and g.shaper.calls and g.shaper:layer(module)
-    add_branches(g, name, module)
-    if call then
-      g.shape = call.output
-      g.at.output, g.at.dtype = call.output, call.dtype
-    end
+    add_content(g, name, module, call, way, plain)
     close(g)
   else
-    add_layer(g, name, module, g.shaper and g.shaper:layer(module, g.shape))
+    add_layer(g, name, module, call)
   end
 end
 
@@ -326,22 +467,15 @@ local function count_blocks(cluster)
   end
 end
 
-local function build(model, answers)
-  local g = {nodes = {}, edges = {}, shaper = answers, names = {}, group = 0}
+local function build(model, answers, deep)
+  local g = {nodes = {}, edges = {}, shaper = answers, names = {}, group = 0, deep = deep}
   for name, module in model:named_modules() do g.names[module] = name end
   g.root = open(g, model.type, model)
   local input = add_node(g, {kind = "input", title = "input", output = answers and answers.input, view = true})
   g.at, g.shape = input, answers and answers.input
-  local single = not (link.is_residual(model) or model.forward == Sequential.forward or type(model.branches) == "function")
-  if single then
-    add_layer(g, "", model, answers and answers:layer(model, g.shape))
-  elseif link.is_residual(model) then
-    inside(g, model, add_plan, "", model)
-  elseif model.forward == Sequential.forward then
-    inside(g, model, add_children, "", model)
-  else
-    inside(g, model, add_branches, "", model)
-  end
+  local call = call_of(g, model)
+  local way, plain = way_into(g, model, call)
+  if way then add_content(g, "", model, call, way, plain) else add_layer(g, "", model, call) end
   local output = add_node(g, {kind = "output", title = "output", input = g.shape, output = g.shape, view = true})
   step(g, output)
   g.input, g.output = input, output
@@ -354,10 +488,10 @@ end
 ---@param model resin.nn.Module
 ---@param input? resin.Tensor|(integer|false)[]  gives shapes
 ---@param what string  for messages
----@param deep? boolean  the costs inside modules are wanted too
+---@param deep? boolean  for a table of costs: modules that are no rows of layers are one node, with the calls inside
 ---@return table graph
 function graph.of(model, input, what, deep)
-  return shaper.with(model, input, function(answers) return build(model, answers) end, what, deep)
+  return shaper.with(model, input, function(answers) return build(model, answers, deep) end, what, deep)
 end
 
 --- Draws equal parts that follow one another once, in a cluster with `times`.

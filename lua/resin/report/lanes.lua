@@ -13,7 +13,7 @@ local shapes = require "resin.nn.shapes"
 
 local lanes = {}
 
-local MARKS = {input = "○", output = "○", layer = "■", record = "●", apply = "⊕", join = "⊕"}
+local MARKS = {input = "○", output = "○", layer = "■", record = "●", apply = "⊕", join = "⊕", split = "◇"}
 local SYMBOLS = {["+"] = "⊕", ["−"] = "⊖", ["×"] = "⊗"}
 
 -- Characters of a UTF-8 text.
@@ -45,12 +45,13 @@ local function node_text(node)
     parts[#parts + 1] = node.notes
     return table.concat(parts, ", ")
   end
-  return node.title
+  return node.title .. (node.behind_code and " (behind code)" or "")
 end
 
 -- The last part of a node's name: its key in its container.
 local function key_of(node)
-  if node.kind == "input" or node.kind == "output" or node.kind == "record" or node.kind == "join" or not node.name then return "" end
+  local kind = node.kind
+  if kind == "input" or kind == "output" or kind == "record" or kind == "join" or kind == "split" or not node.name then return "" end
   return node.name:match("[^.]*$")
 end
 

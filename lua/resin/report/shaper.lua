@@ -3,7 +3,8 @@
 --          does not know, for example a module of one's own whose forward is plain Lua.
 -- observed runs the model once, in evaluation mode and without gradients, and notes every call.
 -- Either way the one that asks walks the model in the order in which it runs, and gets a call for each layer:
---   {module, input = shape, output = shape, dtype = string, view = the result is no memory of its own, children = calls inside}
+--   {module, input = shape, output = shape, dtype = string, view = the result is no memory of its own, children = calls inside,
+--    from, to = numbers of the input and the output: equal numbers are the same tensor}; the last three only when observed
 
 local check = require "resin.check"
 local class = require "resin.nn.class"
@@ -51,6 +52,7 @@ function Static:layer(module, input)
     return nil
   end
   if self.deep and hides_layers(module, input, output) then self.failed = true end
+  if not self.deep and not module.builtin and #module:children() > 0 then self.failed = true end     -- what it calls is to be seen
   return {module = module, input = input, output = output, dtype = self.dtype, view = VIEWS[module.type] or module.inplace or false}
 end
 
@@ -86,6 +88,15 @@ local function shape_of(value) return Tensor.is(value) and value.shape or nil en
 
 local function run(model, x)
   local calls, stack, top = {}, {}, {}
+  local numbers, count = setmetatable({}, {__mode = "k"}), 0
+  local function number_of(value)
+    if not Tensor.is(value) then return nil end
+    if not numbers[value] then
+      count = count + 1
+      numbers[value] = count
+    end
+    return numbers[value]
+  end
   local function note(call)
     local list = calls[call.module]
     if not list then
@@ -96,7 +107,7 @@ local function run(model, x)
   end
   local visitor = {}
   function visitor.enter(module, input)
-    local call = {module = module, input = shape_of(input), children = {}}
+    local call = {module = module, input = shape_of(input), children = {}, from = number_of(input)}
     note(call)
     local outer = stack[#stack] or top
     if outer.children then outer.children[#outer.children + 1] = call end
@@ -104,7 +115,7 @@ local function run(model, x)
   end
   function visitor.leave(_, input, output)
     local call = table.remove(stack)
-    call.output = shape_of(output)
+    call.output, call.to = shape_of(output), number_of(output)
     call.dtype = Tensor.is(output) and output.dtype or "f32"
     call.view = Tensor.is(input) and Tensor.is(output) and C.rs_tensor_same_storage(input.h, output.h) ~= 0
   end
@@ -143,6 +154,16 @@ local function run_on_shape(model, shape)
   local as_ids, ids = pcall(run, model, create.ones(size, {dtype = "i64"}))     -- a model of words
   if as_ids then return ids end
   error(out, 0)
+end
+
+--- What each module below gets in a run on zeros of `shape`: the shape of its first input. {module = shape}
+---@param model resin.nn.Module
+---@param shape (integer|false)[]
+---@return table<resin.nn.Module, integer[]>
+function shaper.inputs(model, shape)
+  local inputs = {}
+  for module, list in pairs(evaluating(model, run_on_shape, shape).calls) do inputs[module] = list[1].input end
+  return inputs
 end
 
 -- ---- choosing -------------------------------------------------------------------------------------------------------------

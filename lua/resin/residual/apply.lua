@@ -19,7 +19,10 @@ local LearnableAlpha = require "resin.residual.alpha"
 
 -- The options of every Apply. The first three may be given by position.
 local NAMES = {"operation", "record_name", "alpha", "scale", "dim", "projection", "broadcast", "outer", "coupled", "transform",
-               "records", "weights", "drop_path", "layer_scale"}
+               "records", "weights", "drop_path", "layer_scale", "drop_path_mode"}
+
+-- What plans are made of.
+local FIXED = {"operation", "record_name", "records", "outer"}
 
 --- Apply(operation = "add", record_name = nil, alpha = 1) or Apply{record_name = …, operation = …, …}.
 --- operation    the name of one (combine.lua lists them), a registered name, a function of (current, saved), or a module whose
@@ -28,12 +31,15 @@ local NAMES = {"operation", "record_name", "alpha", "scale", "dim", "projection"
 --- alpha, scale factors of the recorded and of the current value: a number, a tensor (one value, or one per channel), an
 ---              nn.Parameter, or a LearnableAlpha
 --- layer_scale  a trained scale per channel that starts at this number (LayerScale); made when the channels are known
---- drop_path    probability that a sample leaves the current value out while training (stochastic depth)
+--- drop_path    probability that a sample leaves the branch out while training (stochastic depth). add, subtract, orthogonal: the
+---              current value counts as zero there, and is divided by 1 - drop_path elsewhere. Other operations: the result is the
+---              recorded value there. concat takes none
+--- drop_path_mode  "row": each sample (the default), "batch": all of a batch together
 --- dim          the dimension of the features, where the layout does not say it
 --- transform    a module or a function that the recorded value goes through first
 --- projection   a module for the recorded value, or function(inp, out, stride) that makes one when the shapes differ
 --- broadcast    lets shapes that differ be broadcast
---- outer        the Record is one of an enclosing container
+--- outer        the Record is one of an enclosing container; with records: those that its own container lacks are
 --- coupled      highway: one gate, C = 1 - T
 --- records      several names instead of one: add, concat, max, mean, min, a function of (current, a, b, …) or a module
 --- weights      of add with records: numbers for the current value and each record; "softmax" (trained, all equal at first) or
@@ -41,6 +47,7 @@ local NAMES = {"operation", "record_name", "alpha", "scale", "dim", "projection"
 ---@class resin.nn.Apply: resin.nn.Module
 local Apply = class.define("Apply", Module, true)
 
+arguments.fix(Apply, FIXED)
 Apply.option_names = NAMES
 Apply.reads = "Record"      -- what a message calls the module that recorded
 
@@ -128,10 +135,10 @@ local function set_records(self, definition, o)
     check.fail("%s: operation %s = %s joins one record; records works with add, concat, max, mean, min, a function or a module",
       self.type, self.operation_name, definition.formula)
   end
-  for _, name in ipairs{"record_name", "alpha", "scale", "layer_scale", "projection", "outer"} do
+  for _, name in ipairs{"record_name", "alpha", "scale", "layer_scale", "projection"} do
     if o[name] ~= nil then check.fail("%s: records and %s exclude each other", self.type, name) end
   end
-  rawset(self, "records", names)
+  self._fixed.records = names
   if o.weights ~= nil then
     if definition.name ~= "add" then check.fail("%s: weights are for operation add, not for %s", self.type, self.operation_name) end
     set_weights(self, o.weights, #names)
@@ -141,13 +148,31 @@ end
 -- What an option that is not given is: every field exists, so that a forward reads it without a walk through the classes.
 local function defaults(self)
   for _, name in ipairs{"op", "scale", "dim", "transform", "projection_layer", "gate_layer", "own_projection", "make_projection",
-                        "records", "weights", "layer_scale", "off"} do
+                        "weights", "layer_scale", "off", "auto", "unsure"} do
     rawset(self, name, false)
   end
   rawset(self, "alpha", 1)
   rawset(self, "drop_path", 0)
+  rawset(self, "drop_path_mode", "row")
+  rawset(self, "_fixed", {records = false, outer = false})
   -- own_projection: the user's projection runs always, one of ours only where the shapes differ
+  -- auto: what made the projection when it is one of ours (fit.projection); unsure: the container changed since
   -- off: "bypass" or "zero" while the skip is disabled
+end
+
+-- Stochastic depth: an option that the operation cannot follow.
+local function check_drop_path(self, definition, o)
+  if o.drop_path ~= nil then rawset(self, "drop_path", check.number(o.drop_path, what(self, "drop_path"), 0, 1)) end
+  if o.drop_path_mode ~= nil then
+    rawset(self, "drop_path_mode", check.enum(o.drop_path_mode, what(self, "drop_path_mode"), {"row", "batch"}))
+  end
+  if self.drop_path == 0 then return end
+  if definition.shapes == "concat" then
+    check.fail("%s: operation %s = %s takes no drop_path, because no recorded value has the shape of its result", self.type,
+      self.operation_name, definition.formula)
+  elseif self.records and not definition.adds then
+    check.fail("%s: drop_path with records works with operation add, not with %s", self.type, self.operation_name)
+  end
 end
 
 local function set_factors(self, definition, o)
@@ -166,7 +191,7 @@ local function set_factors(self, definition, o)
     if o.scale ~= nil then check.fail("%s: scale and layer_scale exclude each other", self.type) end
     rawset(self, "layer_scale", check.number(o.layer_scale, what(self, "layer_scale")))
   end
-  if o.drop_path ~= nil then rawset(self, "drop_path", check.number(o.drop_path, what(self, "drop_path"), 0, 1)) end
+  check_drop_path(self, definition, o)
 end
 
 --- Takes over the options of `o`, a table by name. For the constructors.
@@ -178,13 +203,14 @@ function Apply:configure(o)
   if not definition then unknown_operation(self, operation, o) end
 
   defaults(self)
-  self.operation = definition.name == "custom" and "custom" or definition.name
-  if type(operation) == "function" then rawset(self, "operation", operation) end
+  local fixed = self._fixed
+  fixed.operation = type(operation) == "function" and operation or definition.name
   rawset(self, "operation_name", definition.name)
+  rawset(self, "adds", definition.adds or false)
   if class.is_module(operation) then self:add_module("op", operation) end
 
   if o.record_name ~= nil then
-    self.record_name = check.string(o.record_name, what(self, "record_name"))
+    fixed.record_name = check.string(o.record_name, what(self, "record_name"))
     if o.record_name == "" then check.fail("%s: record_name must not be empty", self.type) end
   end
   if o.records ~= nil then
@@ -197,11 +223,12 @@ function Apply:configure(o)
     self.dim = check.integer(o.dim, what(self, "dim"), -8, 8)
     if o.dim == 0 then check.fail("%s: dim 0: dimensions count from 1 (-1 is the last)", self.type) end
   end
-  for _, name in ipairs{"broadcast", "outer", "coupled"} do
+  for _, name in ipairs{"broadcast", "coupled"} do
     rawset(self, name, o[name] ~= nil and check.boolean(o[name], what(self, name)))
   end
+  fixed.outer = o.outer ~= nil and check.boolean(o.outer, what(self, "outer"))
   if o.coupled ~= nil and not definition.options.coupled then refuse(self, definition, o, "coupled") end
-  if self.outer and not self.record_name then check.fail("%s: outer = true needs a record_name", self.type) end
+  if fixed.outer and not fixed.record_name and not fixed.records then check.fail("%s: outer = true needs a record_name", self.type) end
   if o.transform ~= nil then self:add_module("transform", Record.as_module(o.transform, what(self, "transform"))) end
   if o.projection ~= nil then set_projection(self, o.projection) end
 end
@@ -269,6 +296,43 @@ function Apply:add_projection(p, dtype)
   end
   if not self.training then layer:eval() end
   own(self, "projection_layer", layer)
+  for _, twin in ipairs(rawget(self, "twins") or {self}) do
+    rawset(twin, "auto", p)
+    rawset(twin, "unsure", false)
+  end
+end
+
+--- Takes a projection of ours out, which changes of the container have made useless.
+function Apply:drop_projection()
+  for _, twin in ipairs(rawget(self, "twins") or {self}) do
+    if twin.auto then
+      class.unlist_name(twin._children, "projection_layer")
+      for _, name in ipairs{"projection_layer", "auto", "unsure", "stride_unknown"} do rawset(twin, name, false) end
+    end
+  end
+end
+
+--- After a change of the container: keeps the projection, or lets it go when it is of another kind or size than p, what is wanted
+--- now (nil: none).
+---@param p resin.residual.Projection?
+function Apply:review_projection(p)
+  local auto = self.auto
+  if auto and (not p or p.kind ~= auto.kind or p.inp ~= auto.inp or p.out ~= auto.out or #(p.stride or {}) ~= #(auto.stride or {})) then
+    self:drop_projection()
+  elseif auto and p.stride and not self.make_projection then
+    self:set_stride(p)
+  end
+  rawset(self, "unsure", false)
+end
+
+--- Gives a projection of ours the stride of p.
+---@param p resin.residual.Projection
+function Apply:set_stride(p)
+  local s, even = p.stride, true
+  for i = 2, #s do even = even and s[i] == s[1] end
+  rawset(self.projection_layer, "stride", even and s[1] or s)
+  rawset(self, "stride_unknown", false)
+  if self.auto then self.auto.stride = s end
 end
 
 --- Makes the gates, or the scale per channel, for values of `shape` whose features are in dimension `at`.
@@ -304,7 +368,7 @@ local function layer_for(weight, dtype)
   local shape = weight.shape
   local p = {kind = #shape == 2 and "linear" or "conv", inp = shape[2], out = shape[1], stride = {}}
   for i = 3, #shape do p.stride[i - 2] = 1 end
-  return fit.layer(p, dtype)
+  return fit.layer(p, dtype), p
 end
 
 --- Before load_state_dict: makes the layers that the state holds and this model does not have yet. The stride of a
@@ -314,8 +378,12 @@ end
 function Apply:before_load(values, prefix)
   local weight = values[prefix .. "projection_layer.weight"]
   if not self.projection_layer and not self.make_projection and Tensor.is(weight) and weight.ndim >= 2 then
-    own(self, "projection_layer", layer_for(weight, weight.dtype))
-    for _, twin in ipairs(rawget(self, "twins") or {self}) do rawset(twin, "stride_unknown", weight.ndim > 2) end
+    local layer, p = layer_for(weight, weight.dtype)
+    own(self, "projection_layer", layer)
+    for _, twin in ipairs(rawget(self, "twins") or {self}) do
+      rawset(twin, "stride_unknown", weight.ndim > 2)
+      rawset(twin, "auto", p)
+    end
   end
   local scale = values[prefix .. "scale"]
   if self.layer_scale and not self.scale and Tensor.is(scale) then
@@ -328,7 +396,7 @@ function Apply:before_load(values, prefix)
   local gates = definition.gates(self, function(_, _, name)
     local saved = values[prefix .. "gate_layer." .. name .. ".weight"]
     complete = complete and Tensor.is(saved) and saved.ndim >= 2
-    return complete and layer_for(saved, saved.dtype) or Module()
+    return complete and (layer_for(saved, saved.dtype)) or Module()
   end)
   if complete then own(self, "gate_layer", gates) end
 end
@@ -347,6 +415,7 @@ function Apply:shown()
     {"alpha", not class.is_module(self.alpha) and self.alpha ~= 1 and self.alpha or nil},
     {"scale", not class.is_module(self.scale) and not self.layer_scale and self.scale or nil},
     {"layer_scale", self.layer_scale}, {"drop_path", self.drop_path ~= 0 and self.drop_path},
+    {"drop_path_mode", self.drop_path_mode ~= "row" and self.drop_path_mode},
     {"dim", self.dim}, {"broadcast", self.broadcast}, {"outer", self.outer}, {"coupled", self.coupled}, {"disabled", self.off},
   }
 end

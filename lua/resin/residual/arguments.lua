@@ -50,6 +50,33 @@ function arguments.read(what, names, positional, ...)
   return values
 end
 
+--- Keeps options of a class in a table of their own (`_fixed`), so that an assignment to one of them later is seen, and refused:
+--- the plans of containers are made of them. For module classes; before they get subclasses.
+---@param cls table
+---@param names string[]
+function arguments.fix(cls, names)
+  local fixed = {}
+  for _, name in ipairs(names) do fixed[name] = true end
+  function cls.lookup(self, key)
+    local values = fixed[key] and rawget(self, "_fixed")
+    if values then return values[key] end
+    return nil
+  end
+  cls.__index = function(self, key)
+    local value = cls[key]
+    if value ~= nil then return value end
+    return cls.lookup(self, key)
+  end
+  local assign = cls.__newindex
+  cls.__newindex = function(self, key, value)
+    if not fixed[key] then return assign(self, key, value) end
+    if value ~= cls.lookup(self, key) then
+      check.fail("%s: %s cannot be changed, because plans of containers are made of it; put a new one in its place: "
+        .. "block[i] = nn.%s{...}", self.type, key, self.type)
+    end
+  end
+end
+
 --- How a value of an option is written in a printed module.
 ---@param value any
 ---@return string

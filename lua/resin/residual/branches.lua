@@ -1,5 +1,6 @@
 --- Containers whose children do not stand in a row: Parallel, where all see the same value, and Dense, where each sees everything
--- before it.
+-- before it. Options and states go to the children by name or position, and what they return besides their results comes back so, as in
+-- a ResidualSequential.
 
 local lib = require "resin.lib"
 local check = require "resin.check"
@@ -9,6 +10,7 @@ local ops = require "resin.ops"
 local parts = require "resin.nn.sequential"
 local scope = require "resin.scope"
 local shapes = require "resin.nn.shapes"
+local core = require "resin.residual.core"
 local fit = require "resin.residual.fit"
 local link = require "resin.residual.link"
 
@@ -53,12 +55,26 @@ local function set_dim(self, o)
   if o.dim == 0 then check.fail("%s: dim 0: dimensions count from 1 (-1 is the last)", self.type) end
 end
 
-local function run_child(self, i, x)
+-- The result of child i, and the list of what children returned besides.
+local function run_child(self, i, x, options, extras)
   local depth = check.push(self.type, i, self[i].type)
-  local y = Module.run(self[i], x)
+  local y, a, b, c
+  if options and options[i] then
+    y, a, b, c = Module.run(self[i], x, options[i])
+  else
+    y, a, b, c = Module.run(self[i], x)
+  end
   if getmetatable(y) ~= Tensor then check.fail("%s returned %s; it must return a tensor", self[i].type, check.describe(y)) end
   check.pop(depth)
-  return y
+  if a ~= nil then
+    extras = extras or {}
+    core.add_extras(extras, self._names[i] or i, a, b, c)
+  end
+  return y, extras
+end
+
+local function options_for(self, options)
+  return options ~= nil and core.child_options(self, options) or nil
 end
 
 local function child_shape(self, i, shape)
@@ -146,21 +162,21 @@ local function join_values(self, list)
   return mean
 end
 
-local function run_parallel(self, x)
+local function run_parallel(self, x, options)
   if #self == 0 then check.fail("Parallel: there are no children") end
-  local here, list = current(), {}
-  for i = 1, #self do list[i] = run_child(self, i, x) end
+  local here, list, extras = current(), {}, nil
+  for i = 1, #self do list[i], extras = run_child(self, i, x, options, extras) end
   local y = join_values(self, list)
-  for i = 1, #list do
+  for i = 1, extras and 0 or #list do        -- extras may hold the results too
     local t = list[i]
     if t ~= x and t ~= y and t.s == here then free(t) end
   end
-  return y
+  return y, extras
 end
 
-function Parallel:forward(x)
+function Parallel:forward(x, options)
   check.tensor(x, "Parallel: input")
-  return scope.run(run_parallel, self, x)
+  return scope.run(run_parallel, self, x, options_for(self, options))
 end
 
 function Parallel:output_shape(shape)
@@ -212,26 +228,26 @@ function Dense:init(...)
   Numbered.init(self, unpack(rest, 1, math.max(#rest, count - 1)))
 end
 
-local function run_dense(self, x)
-  local list, all, y = {x}, x, x
+local function run_dense(self, x, options)
+  local list, all, y, extras = {x}, x, x, nil
   local here, at = current(), feature_dim(self, C.rs_tensor_ndim(x.h))
   for i = 1, #self do
-    y = run_child(self, i, all)
+    y, extras = run_child(self, i, all, options, extras)
     list[i + 1] = y
-    if all ~= x then free(all) end
+    if all ~= x and not extras then free(all) end
     if i < #self or self.output == "all" then all = ops.cat(list, at) end
   end
   local result = self.output == "all" and all or y
-  for i = 2, #list do
+  for i = 2, extras and 0 or #list do
     local t = list[i]
     if t ~= x and t ~= result and t.s == here then free(t) end
   end
-  return result
+  return result, extras
 end
 
-function Dense:forward(x)
+function Dense:forward(x, options)
   check.tensor(x, "Dense: input")
-  return scope.run(run_dense, self, x)
+  return scope.run(run_dense, self, x, options_for(self, options))
 end
 
 function Dense:output_shape(shape)

@@ -75,7 +75,7 @@ end
 
 --- nn.Checkpoint(fn): runs a module, a function, or a table of them in a row, and keeps only its input for backward, which runs
 --- it once more. Tensors that need a gradient must be parameters of fn or arguments (up to four). One tensor comes out. It works in
---- backward, not in resin.grad or with create_graph.
+--- backward, not in resin.grad or with create_graph. A layer that returns its state too goes into an nn.RecurrentWrapper.
 ---@class resin.nn.Checkpoint: resin.nn.Module
 local Checkpoint = class.define("Checkpoint", Module, true)
 
@@ -87,6 +87,16 @@ function Checkpoint:init(fn)
 end
 
 Checkpoint.passes_input = true
+Checkpoint.options_to = "fn"
+
+-- The one tensor that fn gave. A second result is an error: it would have no gradient.
+local function only(fn, y, second)
+  if second ~= nil then
+    check.fail("Checkpoint: %s returned more than its result, but one tensor comes out of a Checkpoint; nn.RecurrentWrapper(layer) "
+      .. "gives the output of a recurrent layer alone", fn.type)
+  end
+  return one_tensor("Checkpoint: " .. fn.type, y)
+end
 
 local function again(data, gradient)
   local module, given = data.module, data.given
@@ -123,9 +133,13 @@ function Checkpoint:forward(a, b, c, d)
     end
   end
   local fn = self.fn
-  if not needs_grad(fn, list) then return Module.run(fn, a, b, c, d) end
+  if not needs_grad(fn, list) then
+    local y, second = Module.run(fn, a, b, c, d)
+    return only(fn, y, second)
+  end
   local random = random_state()
-  local y = one_tensor("Checkpoint: " .. fn.type, grad.no_grad(Module.run, fn, a, b, c, d))
+  local y, second = grad.no_grad(Module.run, fn, a, b, c, d)
+  only(fn, y, second)
   y = fresh(y, list)
   local versions = {}
   for _, i in ipairs(places) do

@@ -11,6 +11,7 @@
 
 local check = require "resin.check"
 local class = require "resin.nn.class"
+local fresh = require "resin.nn.fresh"
 local Module = require "resin.nn.module"
 local parts = require "resin.nn.sequential"
 local arguments = require "resin.residual.arguments"
@@ -103,7 +104,8 @@ local function not_a_layer(self)
 end
 
 --- StartBlock(name, num_repeats = 1, {share = true}): the layers up to EndBlock(name) are repeated. They are the same layers in
---- each repeat, or copies of their own with share = false (which start from equal values).
+--- each repeat, or with share = false the first repeat has the given layers and each other one copies of its own, with weights drawn
+--- anew as the layers' constructors do (nn/fresh.lua says what is drawn and what keeps its value).
 --- StartBlock{name, num_repeats = n, body = function(i) … end} needs no EndBlock: the body is called for i from 1 to n and returns
 --- the layers of that repeat, one, several, or a table of them.
 ---@class resin.nn.StartBlock: resin.nn.Module
@@ -172,8 +174,8 @@ local function rebuild(items, from)
   return out
 end
 
--- Copies of items with weights of their own; what is shared among them stays shared.
-local function copies(items) return rebuild(items, {list = ModuleList(gather(items, {})):clone(), at = 0}) end
+-- Copies of items with weights of their own, drawn anew; what is shared among them stays shared.
+local function copies(items) return rebuild(items, {list = fresh(ModuleList(gather(items, {})):clone()), at = 0}) end
 
 local parse
 
@@ -258,7 +260,7 @@ local function renamed(m, field, value)
     end
     rawset(copy, key, old)
   end
-  rawset(copy, field, value)
+  copy._fixed[field] = value
   if m:is(Apply) then
     local twins = rawget(m, "twins") or {m}
     rawset(m, "twins", twins)
@@ -349,7 +351,7 @@ function Circuit:insert(position, module, name)
 end
 
 function Circuit:remove(position)
-  if position == nil then position = #self end
+  position = Numbered.position_from(self, position, "remove")
   local removed = ResidualSequential.remove(self, position)
   local places = self._places
   for i = position, #self + 1 do places[i] = places[i + 1] end

@@ -8,6 +8,7 @@
 --   alpha    true: takes a factor of r; `default_alpha()` makes the one used when none is given (1 otherwise)
 --   scale    true: takes a factor of x
 --   options  {name = true}: further options of Apply it understands (coupled)
+--   adds     true: linear in x, so that x = 0 leaves the skip alone (stochastic depth)
 --   shapes   "same" (of r and x; the default), "concat" (they may differ in the feature dimension), or "any"
 --   run      function(x, r, apply, layout, spatial) for resin's own; function(x, r, alpha, scale) for registered ones
 --   shape    function(current, saved) → shape, for "any"
@@ -153,7 +154,7 @@ local function mixed(x, list, apply)
 end
 
 define("add", {
-  formula = "scale*x + alpha*r", alpha = true, scale = true, many = mixed,
+  formula = "scale*x + alpha*r", alpha = true, scale = true, adds = true, many = mixed,
   run = function(x, r, apply, layout, spatial)
     if apply.alpha == 1 and not apply.scale then return add(x, r) end
     return weighted(x, r, apply, layout, spatial, 1)
@@ -161,7 +162,7 @@ define("add", {
 })
 
 define("subtract", {
-  formula = "scale*x - alpha*r", alpha = true, scale = true,
+  formula = "scale*x - alpha*r", alpha = true, scale = true, adds = true,
   run = function(x, r, apply, layout, spatial)
     if apply.alpha == 1 and not apply.scale then return sub(x, r) end
     return weighted(x, r, apply, layout, spatial, -1)
@@ -375,7 +376,7 @@ define("gru", {
 
 -- Only the part of x that is orthogonal to r is added; over the features of each position.
 define("orthogonal", {
-  formula = "scale*(x - (x·r / r·r) r) + alpha*r", alpha = true, scale = true,
+  formula = "scale*(x - (x·r / r·r) r) + alpha*r", alpha = true, scale = true, adds = true,
   run = function(x, r, apply, layout, spatial)
     local at = fit.feature_dim(C.rs_tensor_ndim(x.h), layout, spatial, apply.dim or nil)
     local xr, rr = mul(x, r), mul(r, r)
@@ -410,7 +411,7 @@ local CUSTOM = {
 
 function CUSTOM.many(x, list, apply)
   if apply.op then return Module.run(apply.op, x, unpack(list)) end
-  return scope.call(apply.operation, x, unpack(list))
+  return scope.call(apply._fixed.operation, x, unpack(list))
 end
 
 --- The definition of what an Apply was given as its operation.
@@ -454,7 +455,7 @@ end
 
 -- An operation of the user's, with the values of its factors.
 local function run_registered(x, r, apply, layout, spatial)
-  local definition = registry[apply.operation]
+  local definition = registry[apply._fixed.operation]
   local a, a_made, s, s_made
   if definition.alpha then a, a_made = factor(apply.alpha, x, apply, layout, spatial) end
   if apply.scale then s, s_made = factor(apply.scale, x, apply, layout, spatial) end
@@ -464,7 +465,7 @@ local function run_registered(x, r, apply, layout, spatial)
   return y
 end
 
-local function run_function(x, r, apply) return scope.call(apply.operation, x, r) end
+local function run_function(x, r, apply) return scope.call(apply._fixed.operation, x, r) end
 
 local function run_module(x, r, apply) return Module.run(apply.op, x, r) end
 

@@ -12,8 +12,10 @@ local emit = require "resin.residual.emit"
 local fit = require "resin.residual.fit"
 local infer = require "resin.residual.infer"
 local link = require "resin.residual.link"
-local spread_states = require "resin.residual.recurrent".spread
+local recurrent = require "resin.residual.recurrent"
 
+local spread_states, takes_more = recurrent.spread, recurrent.takes_more
+local APPLY = link.APPLY
 local C = lib.C
 local Tensor, free, free_last, current = scope.Tensor, scope.free, scope.free_last, scope.current
 local enter_open, leave_open = scope.enter_open, scope.leave_open
@@ -27,12 +29,6 @@ local core = {}
 local FLOATS = {f32 = true, f64 = true, bf16 = true, f16 = true}
 
 local function dtype_of(t) return FLOATS[t.dtype] and t.dtype or "f32" end
-
-local function strides_of(apply, p)
-  local s = p.stride
-  rawset(apply.projection_layer, "stride", s[1] == s[2] and s[1] or #s == 1 and s[1] or s)
-  rawset(apply, "stride_unknown", false)
-end
 
 -- Where step i is, for messages: "ResidualSequential 2 (Sequential), Sequential 1 (Linear)". A negative step has a message that
 -- names itself, so only what is around it is told.
@@ -65,13 +61,18 @@ local function fitted(plan, i, apply, r, x)
   local at = fit.feature_dim(#now, plan.layout[i], plan.spatial[i], apply.dim or nil)
   local projects = (record.module.need_projection or apply.make_projection) and not apply.own_projection
   if projects then
-    if not apply.projection_layer or apply.stride_unknown then
+    if not apply.projection_layer or apply.stride_unknown or apply.unsure then
       local p, why = fit.projection(saved, now, at)
       if not p then
         names_itself(i)
         apply:mismatch(name, record, saved, now, why)
       end
-      if apply.projection_layer then strides_of(apply, p) else apply:add_projection(p, dtype_of(x)) end
+      if apply.unsure then apply:review_projection(p) end
+      if not apply.projection_layer then
+        apply:add_projection(p, dtype_of(x))
+      elseif apply.stride_unknown then
+        apply:set_stride(p)
+      end
     end
     local y = Module.run(apply.projection_layer, r)
     check.tensor(y, "Apply: what the projection returned")
@@ -117,12 +118,18 @@ end
 
 local function zeros_like(t) return ops.full(t.shape, 0, t.dtype) end
 
--- Whole samples of x are left out at random; the rest is scaled up.
-local function drop(x, p)
-  if p == 1 then return zeros_like(x) end
+-- The shape of the decisions of stochastic depth about x: one per sample, or one.
+local function decisions(apply, x)
   local shape = x.shape
-  for i = 2, #shape do shape[i] = 1 end
-  local ones = ops.full(shape, 1, dtype_of(x))
+  for i = apply.drop_path_mode == "batch" and 1 or 2, #shape do shape[i] = 1 end
+  return shape
+end
+
+-- Whole samples of x are left out at random; the rest is scaled up.
+local function drop(apply, x)
+  local p = apply.drop_path
+  if p == 1 then return ops.mul(x, 0) end       -- its gradients are zeros, not missing
+  local ones = ops.full(decisions(apply, x), 1, dtype_of(x))
   local mask = ops.dropout(ones, p)
   local y = ops.mul(x, mask)
   free(ones)
@@ -130,8 +137,25 @@ local function drop(x, p)
   return y
 end
 
--- The layers that step i lacks.
+-- The result y of an operation that is not a sum, with the recorded value r in place of samples that are left out.
+local function skip_some(apply, y, r, x)
+  if apply.records then
+    fail("%s: drop_path with records works with operation add, not with %s", apply.type, apply.operation_name)
+  end
+  if getmetatable(y) ~= Tensor then not_a_tensor("the operation", y) end
+  if C.rs_tensor_same_shape(y.h, r.h) == 0 then
+    fail("%s: drop_path: the recorded value %s stands for samples that are left out, but the result is %s; equal shapes are needed",
+      apply.type, check.shape_text(r), check.shape_text(y))
+  end
+  local kept = ops.bernoulli(decisions(apply, x), 1 - apply.drop_path, "bool")
+  local out = ops.where(kept, y, r)
+  free(kept)
+  return out
+end
+
+-- What step i lacks, or has too much: layers that follow from shapes.
 local function complete(plan, i, apply, x)
+  if apply.unsure then apply:review_projection(nil) end      -- it was not needed
   if apply:incomplete() then
     local shape = x.shape
     apply:add_gates(shape, fit.feature_dim(#shape, plan.layout[i], plan.spatial[i], apply.dim or nil), dtype_of(x))
@@ -161,8 +185,14 @@ local function combined(plan, i, r, version, x)
     discard(before, saved, x)
   end
   if plan.gated[i] then complete(plan, i, apply, x) end
-  if apply.drop_path > 0 and apply.training then x = drop(x, apply.drop_path) end
+  local skips = apply.drop_path > 0 and apply.training
+  if skips and apply.adds then x, skips = drop(apply, x), false end
   local y = plan.run[i](x, r, apply, plan.layout[i], plan.spatial[i])
+  if skips then
+    local before = y
+    y = skip_some(apply, y, r, x)
+    discard(before, saved, x, r)
+  end
   if getmetatable(y) ~= Tensor then not_a_tensor("the operation", y) end
   if r ~= saved then discard(r, y, input, x) end
   if x ~= input then discard(x, y, saved) end
@@ -194,7 +224,10 @@ local function joined(plan, i, list, versions, x)
     if off and (off == "zero" or off[records[k].name]) then r = mine(zeros_like(r)) end
     list[k] = r
   end
-  if apply.drop_path > 0 and apply.training then x = mine(drop(x, apply.drop_path)) end
+  if apply.drop_path > 0 and apply.training then
+    if not apply.adds then skip_some(apply) end
+    x = mine(drop(apply, x))
+  end
   local y = plan.run[i](x, list, apply, plan.layout[i], plan.spatial[i])
   if getmetatable(y) ~= Tensor then not_a_tensor("the operation", y) end
   for k = 1, #own do discard(own[k], y, input) end
@@ -221,6 +254,20 @@ local function put(list, key, value)
   list[name_of(key)] = value
 end
 
+--- Adds what the child `key` of a container returned besides its result to the list of such values: in order, and the first by name.
+---@param list table
+---@param key string|integer
+function core.add_extras(list, key, ...)
+  for n = 1, select("#", ...) do
+    local value = select(n, ...)
+    if value ~= nil then
+      list[#list + 1] = value
+      if n == 1 then list[name_of(key)] = value end
+    end
+  end
+end
+local add_extras = core.add_extras
+
 local function keep(kept, value, depth)
   if getmetatable(value) == Tensor then
     kept[value] = true
@@ -242,14 +289,8 @@ local function more(plan, i, extras, kept, ...)
     end
     list = inner
   end
-  for n = 1, select("#", ...) do
-    local value = select(n, ...)
-    if value ~= nil then
-      list[#list + 1] = value
-      if n == 1 then list[name_of(plan.key[i])] = value end
-      keep(kept, value, 0)
-    end
-  end
+  add_extras(list, plan.key[i], ...)
+  for n = 1, select("#", ...) do keep(kept, (select(n, ...)), 0) end
   return extras, kept
 end
 
@@ -278,11 +319,27 @@ local function spread(places, by_name, given, out, what)
       fail("%s: a Record or Apply takes no options", name)
     elseif place then
       if not class.is_plain(value) then fail("%s: the options must be a table, got %s", name, check.describe(value)) end
+      if not takes_more(place.module) then fail("%s: %s takes no options", name, place.module.type) end
       out[place.index] = value
     end
   end
   if given.hidden ~= nil and not by_name.hidden then spread_states(places, by_name, given.hidden, out, what) end
   return out
+end
+
+--- The options of a numbered container's children from those that it was given: {[i] = options}. For containers without a plan.
+---@param container resin.nn.Numbered
+---@param given table  {child = options, hidden = {child = state}}
+---@return table
+function core.child_options(container, given)
+  local names, modules = container:child_list()
+  local places, by_name = {}, {}
+  for i = 1, #container do
+    local named = names[i] ~= tostring(i - 1)
+    places[i] = {name = names[i], position = i, key = named and names[i] or i, index = i, module = modules[i]}
+    by_name[i], by_name[names[i]] = places[i], places[i]
+  end
+  return spread(places, by_name, given, {}, container.type)
 end
 
 -- ---- for containers -------------------------------------------------------------------------------------------------------
@@ -294,15 +351,59 @@ local function compile(plan, with_options, with_records)
   return fn
 end
 
--- What containers recorded in the last call that was asked to keep it. Not a field of the container, so that copies and files do
--- not see it; weak keys.
+-- What containers recorded in the last call that was asked to keep it: a list of {name, tensor, record}. Not a field of the
+-- container, so that copies and files do not see it; weak keys.
 local kept_records = setmetatable({}, {__mode = "k"})
+
+-- Was keep_records ever set on a container? Until then no call looks for it.
+local keeping = false
+
+--- Lets a container, alone or as a part of another one, keep what it records (sequential.lua).
+---@param container resin.nn.Module
+---@param on boolean
+function core.keep_records(container, on)
+  rawset(container, "_keep_records", on or nil)
+  keeping = keeping or on
+end
+
+-- Calls visit(container) for each container of a plan.
+local function each_container(plan, visit)
+  local s, at = plan.sequence, 1
+  while s[at] do
+    visit(s[at])
+    at = at + 2 + s[at + 1]
+  end
+end
+
+local function wants_records(plan)
+  local wanted = false
+  each_container(plan, function(container) wanted = wanted or rawget(container, "_keep_records") == true end)
+  return wanted
+end
 
 local NO_OPTIONS = {}
 
-local function run_recording(container, plan, x, options)
+-- Gives each container that wants it (and `asked`) its part of what a call recorded, under names as seen from there.
+local function hand_out(plan, records, asked)
+  local lists = {}
+  each_container(plan, function(container)
+    if container == asked or rawget(container, "_keep_records") then lists[container] = {} end
+  end)
+  local outermost = plan.sequence[1]
+  for _, entry in ipairs(records) do
+    local name, path = entry.record.name, link.path(plan, entry.step)
+    for p = #path, 0, -1 do
+      local list = lists[p == 0 and outermost or plan.module[path[p]]]
+      if list then list[#list + 1] = {name = name, tensor = entry.tensor, record = entry.record.module} end
+      if p > 0 then name = name_of(plan.key[path[p]]) .. "." .. name end
+    end
+  end
+  for container, list in pairs(lists) do kept_records[container] = list end
+end
+
+local function run_recording(plan, x, options, asked)
   local y, extras, records = scope.run(plan.forward_with_records or compile(plan, true, true), plan, x, options or NO_OPTIONS, {})
-  kept_records[container] = {plan = plan, list = records}
+  hand_out(plan, records, asked)
   return y, extras
 end
 
@@ -310,7 +411,7 @@ end
 local function all_own(plan)
   for i = 1, plan.n do
     local m = plan.module[i]
-    if type(rawget(m, "operation")) == "function" then return false end
+    if plan.kind[i] == APPLY and type(m.operation) == "function" then return false end
     for _, inner in ipairs(m:modules()) do
       if not inner.builtin or type(rawget(inner, "fn")) == "function" then return false end
     end
@@ -318,19 +419,58 @@ local function all_own(plan)
   return true
 end
 
+-- After a change of a container: projections of ours may not be what is wanted any more. One that serves at several steps stays.
+local function doubt_projections(plan)
+  local times = {}
+  for i = 1, plan.n do
+    local m = plan.module[i]
+    if plan.kind[i] == APPLY and m.auto then times[m] = (times[m] or 0) + 1 end
+  end
+  for apply, n in pairs(times) do
+    if n == 1 then rawset(apply, "unsure", true) end
+  end
+end
+
 local function renew(container)
+  if not class.is_module(container) then
+    fail("forward was called with a dot: write block:forward(x), or block(x)")
+  end
+  local former = rawget(container, "_plan")
   local plan = link.plan(container)
+  if former and not former.fresh(former.sequence) then doubt_projections(plan) end
   infer.try(plan)
+  for i = 1, plan.n do
+    local m = plan.module[i]
+    if plan.kind[i] == APPLY then plan.gated[i] = m.unsure or m:incomplete() end
+  end
   plan.fresh = emit.fresh(plan)
   plan.own = all_own(plan)
   rawset(container, "_plan", plan)
   return plan
 end
 
+-- Warnings that were given: {[module] = {[what] = true}}, so that a container around does not repeat them.
+local told = setmetatable({}, {__mode = "k"})
+
+local function tell(plan)
+  for _, warning in ipairs(plan.warnings) do
+    local known = told[warning.of] or {}
+    told[warning.of] = known
+    if not known[warning.what] then
+      known[warning.what] = true
+      check.warn("%s", warning.text)
+    end
+  end
+end
+
 --- Makes the plan of a container anew, and the layers that it determines.
 ---@param container resin.nn.Module
 ---@return table plan
-function core.renew(container) return (scope.guard(renew, container)) end
+function core.renew(container)
+  local plan = scope.guard(renew, container)
+  if plan.warnings[1] then tell(plan) end
+  return plan
+end
 
 --- The plan of a container: the one it has, or a new one after its children changed.
 ---@param container resin.nn.Module
@@ -360,7 +500,7 @@ function core.forward(container, x, options)
   if not plan or not plan.fresh(plan.sequence) then plan = core.renew(container) end
   if plan.unresolved[1] then link.require_resolved(plan) end
   if getmetatable(x) ~= Tensor or not x.h then check.tensor(x, container.type .. ": input") end
-  if rawget(container, "keep_records") then return core.record(container, x, options) end
+  if keeping and wants_records(plan) then return core.record(container, x, options, rawget(container, "_keep_records") or false) end
   if options == nil then
     local forward = plan.forward or compile(plan)
     local s = plan.own and enter_open()
@@ -380,11 +520,12 @@ scope.owner = core.forward
 ---@param container resin.nn.Module
 ---@param x resin.Tensor
 ---@param options? table
+---@param own? boolean  false: only containers inside asked for it
 ---@return resin.Tensor
 ---@return table? extras
-function core.record(container, x, options)
+function core.record(container, x, options, own)
   local plan, by_step = prepare(container, x, options)
-  return run_recording(container, plan, x, by_step)
+  return run_recording(plan, x, by_step, own ~= false and container)
 end
 
 -- "2.0." in front of the names of step i's container, as in a state_dict; "" in the outermost.
@@ -408,13 +549,15 @@ function core.recorded(container, name)
       container.type)
   end
   if name ~= nil then check.string(name, container.type .. ": get_recorded_tensor: name") end
-  for k = #kept.list, 1, -1 do
-    local entry = kept.list[k]
-    if name == nil or prefix_of(kept.plan, entry.step) .. entry.record.name == name then
-      return entry.tensor, entry.record.module
-    end
+  local names = {}
+  for k = #kept, 1, -1 do
+    local entry = kept[k]
+    if name == nil or entry.name == name then return entry.tensor, entry.record end
+    table.insert(names, 1, ('"%s"'):format(entry.name))
   end
-  return nil
+  if name == nil then return nil end
+  fail('%s: get_recorded_tensor: nothing was recorded as "%s" (known: %s)', container.type, name,
+    #names > 0 and table.concat(names, ", ") or "none")
 end
 
 --- Forgets what a call kept.

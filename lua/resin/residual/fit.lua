@@ -1,6 +1,7 @@
 --- Where the features of a value are, and what makes a recorded value fit the current one.
--- Channels-first values ([N, C, H, W], or [C, H, W] after a 2-d layer) have them in the dimension before the image;
--- features-last values, and all of two dimensions, in the last one. Shapes are tables; a size that is not known is false.
+-- Channels-first values ([N, C, H, W], or [C, H, W] after a 2-d layer, [C, L] after a 1-d one) have them in the dimension before the
+-- image; features-last values, and all other ones of two dimensions, in the last one. Shapes are tables; a size that is not known is
+-- false.
 
 local check = require "resin.check"
 local shapes = require "resin.nn.shapes"
@@ -15,9 +16,9 @@ local fit = {}
 ---@return integer
 function fit.feature_dim(ndim, layout, spatial, dim)
   if dim then return dim < 0 and ndim + 1 + dim or dim end
-  if layout ~= "channels_first" or ndim <= 2 then return ndim end
-  if spatial and spatial >= 2 and ndim == spatial + 1 then return 1 end
-  return 2
+  if layout ~= "channels_first" then return ndim end
+  if spatial and ndim == spatial + 1 then return 1 end
+  return math.min(ndim, 2)
 end
 
 --- Do two shapes agree? Unknown sizes agree with everything.

@@ -3,6 +3,7 @@
 -- layers declare (Linear(64, 128) takes 64 features): it follows shapes in which the batch and the image are guesses, twice with
 -- different guesses, and acts on what both agree about. In a walk nil is an unknown shape, false an unknown size.
 
+local lib = require "resin.lib"
 local check = require "resin.check"
 local class = require "resin.nn.class"
 local create = require "resin.create"
@@ -14,6 +15,7 @@ local shapes = require "resin.nn.shapes"
 local fit = require "resin.residual.fit"
 local link = require "resin.residual.link"
 
+local C, ctx = lib.C, lib.ctx
 local LAYER, RECORD, APPLY, ENTER = link.LAYER, link.RECORD, link.APPLY, link.ENTER
 
 local infer = {}
@@ -183,15 +185,19 @@ local function dtype_near(plan, i)
   return "f32"
 end
 
--- Makes what step i lacks.
+-- Is it known that the shapes agree without a projection?
+local function known_same(d)
+  return d.saved and d.current and d.at and d.saved[d.at] and d.saved[d.at] == d.current[d.at] and fit.same(d.saved, d.current)
+end
+
+-- Makes what step i lacks, and anew what no longer is what it wants.
 local function equip(plan, i, d)
   local apply = plan.module[i]
+  if apply.unsure and (d.projection or known_same(d)) then apply:review_projection(d.projection) end
   if d.projection and not apply.projection_layer then
     apply:add_projection(d.projection, dtype_near(plan, i))
   elseif d.projection and apply.stride_unknown and d.projection.stride then
-    local s = d.projection.stride
-    rawset(apply.projection_layer, "stride", (#s == 1 or s[1] == s[2]) and s[1] or s)
-    rawset(apply, "stride_unknown", false)
+    apply:set_stride(d.projection)
   end
   if d.gates and apply:incomplete() and d.current and d.at and d.current[d.at] then
     apply:add_gates(d.current, d.at, dtype_near(plan, i))
@@ -287,10 +293,12 @@ local function walk(plan, shape, options, visit)
   return shape, taken
 end
 
--- Calls fn(...) and puts the path of layers back, also when it fails.
+-- Calls fn(...) and puts the path of layers back, also when it fails. A recording under way does not see it.
 local function guarded(fn, ...)
   local depth = check.depth
+  local paused = C.rs_trace_pause(ctx, 1)
   local ok, out = pcall(fn, ...)
+  C.rs_trace_pause(ctx, paused)
   check.depth = depth
   if not ok then error(out, 0) end
   return out
@@ -377,6 +385,7 @@ local function try(plan)
     if #walks > 0 then break end
   end
   check.depth = depth
+  local wanted = {}
   for k = 1, #walks[1] do
     local i, all, lost = walks[1][k][1], {}, true
     for w, list in ipairs(walks) do
@@ -389,8 +398,9 @@ local function try(plan)
       plan.module[i]:mismatch(link.quote(plan.key[i]), a.which or plan.record[i], without_guesses(a.saved, a.at),
         without_guesses(a.current, a.at))
     end
-    if agreed(plan.module[i], all) then equip(plan, i, a) end
+    if agreed(plan.module[i], all) then wanted[#wanted + 1] = {i, a} end
   end
+  for _, entry in ipairs(wanted) do equip(plan, entry[1], entry[2]) end
 end
 
 --- At construction: makes what the declared sizes determine, and raises a mismatch that no input can mend.

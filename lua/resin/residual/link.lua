@@ -14,14 +14,16 @@
 --   record   of APPLY: the entry {name, key, module} it reads; of RECORD: its own
 --   many     of an APPLY of several records: {slots, last, records}, lists in its order; false otherwise
 --   run      of APPLY: the function of its operation;  gated: it needs layers that follow from shapes
--- and n, slots (their number), unresolved, children (by name), and sequence: each container, the number of its children, and these,
--- to see later whether the containers still are as they were.
+-- and n, slots (their number), unresolved and warnings (of names), children (by name), and sequence: each container, the number of
+-- its children, and these, to see later whether the containers still are as they were.
 
 local check = require "resin.check"
 local combine = require "resin.residual.combine"
 local Record = require "resin.residual.record"
 local Apply = require "resin.residual.apply"
-local Sequential = require "resin.nn.sequential".Sequential
+local parts = require "resin.nn.sequential"
+
+local Sequential = parts.Sequential
 
 local link = {LAYER = 1, RECORD = 2, APPLY = 3, ENTER = 4, LEAVE = 5}
 local LAYER, RECORD, APPLY, ENTER, LEAVE = 1, 2, 3, 4, 5
@@ -88,8 +90,23 @@ local function automatic(frame)
   return "record_" .. k
 end
 
+-- Has an inner container recorded the name without letting it out? Says how to read it.
+local function inner_record(frame, apply, name)
+  local f = frame
+  while f do
+    local place = f.hidden[name]
+    if place then
+      return ("; layer %s (%s) records it inside, where it stays: give that %s export = true"):format(quote(place.key), place.type,
+        apply.reads)
+    end
+    f = f.parent
+  end
+  return nil
+end
+
 local function missing(frame, apply, key, name)
-  local text = ("%s: %s %s"):format(frame.container.type, apply.type, quote(key))
+  local layer = ("%s %s"):format(apply.type, quote(key))
+  local text = ("%s: %s"):format(frame.container.type, layer)
   local outer = frame
   while outer do
     local later = outer.coming[name]
@@ -111,7 +128,20 @@ local function missing(frame, apply, key, name)
       outer = outer.parent
     end
   end
-  return {text = text, reads = apply.reads, name = name, known = known_names(frame), outer = apply.outer and frame.names[name] ~= nil}
+  return {text = text, layer = layer, reads = apply.reads, name = name, known = known_names(frame), apply = apply,
+          outer = apply.outer and frame.names[name] ~= nil, inner = inner_record(frame, apply, name)}
+end
+
+-- Notes that an Apply reads a name that is not there, for core.renew to say. It may be that of a container which is not made yet;
+-- outer = true says so.
+local function warn_missing(plan, why)
+  plan.unresolved[#plan.unresolved + 1] = why
+  if why.apply.outer then return end
+  plan.warnings[#plan.warnings + 1] = {
+    of = why.apply, what = why.name,
+    text = ('%s: there is no %s "%s" before it (known: %s)%s'):format(why.text, why.reads, why.name, why.known,
+      why.inner or ("; if it is a %s of a container around this one, say outer = true"):format(why.reads)),
+  }
 end
 
 local function find(frame, apply, key, name)
@@ -125,7 +155,7 @@ local function find(frame, apply, key, name)
     check.fail("%s: %s %s has no %s before it; put a %s into the container, or name one of an enclosing container",
       frame.container.type, apply.type, quote(key), apply.reads, apply.reads)
   end
-  if apply.outer then
+  if apply.outer and not apply.records then
     while f and not f.residual do f = f.parent end
     f = f and f.parent
   end
@@ -146,7 +176,7 @@ end
 
 local function frame_of(container, parent)
   local frame = {container = container, parent = parent, residual = is_residual(container), names = {}, order = {}, count = 0,
-                 coming = {}, recent = nil}
+                 coming = {}, hidden = {}, recent = nil}
   local names = rawget(container, "_names") or {}
   for i = 1, #container do
     local child = container[i]
@@ -162,36 +192,102 @@ local function remember(sequence, container)
   for i = 1, #container do sequence[n + 2 + i] = container[i] end
 end
 
+-- ---- names that do not get in -------------------------------------------------------------------------------------------
+
+-- {[container] = {[name] = "a Checkpoint"}}: names that its enclosing containers have, and the layer that keeps them out.
+local barriers = setmetatable({}, {__mode = "k"})
+
+-- Calls visit(container) for the residual containers in m that run with a plan of their own.
+local function inner_containers(m, visit, seen)
+  if seen[m] or (m.builtin and not m.numbered and #m._children == 0) then return end
+  seen[m] = true
+  if is_residual(m) then
+    visit(m)
+    return
+  end
+  local _, modules = m:child_list()
+  for i = 1, #modules do inner_containers(modules[i], visit, seen) end
+end
+
+-- Containers inside the layer m, which lays out nothing itself, see none of the names of this frame: finds those that want one.
+local function find_barriers(plan, frame, m, key)
+  inner_containers(m, function(inner)
+    local own = rawget(inner, "_plan")
+    for _, why in ipairs(own and own.unresolved or {}) do
+      local f = frame
+      while f and not f.names[why.name] do f = f.parent end
+      if f then
+        barriers[inner] = barriers[inner] or {}
+        barriers[inner][why.name] = m.type
+        plan.warnings[#plan.warnings + 1] = {
+          of = inner, what = m.type .. " " .. why.name,
+          text = ('%s: layer %s (%s) holds a %s whose %s reads %s "%s" of this container, but names do not reach into a %s: it must '
+            .. "record the value itself"):format(frame.container.type, quote(key), m.type, inner.type, why.layer, why.reads,
+            why.name, m.type),
+        }
+      end
+    end
+  end, {})
+end
+
+-- ---- unnamed pairs --------------------------------------------------------------------------------------------------------
+
+-- Two unnamed Applies that read one Record, with an unnamed Record before it that nobody reads: perhaps they were meant as pairs.
+local function warn_ambiguous(plan, frame)
+  for at, entry in ipairs(frame.order) do
+    local first, second
+    for _, step in ipairs(entry.readers) do
+      if step.unnamed and first then second = second or step elseif step.unnamed then first = step end
+    end
+    for k = 1, second and at - 1 or 0 do
+      local unread = frame.order[k]
+      if not unread.module.name and #unread.readers == 0 then
+        plan.warnings[#plan.warnings + 1] = {
+          of = frame.container, what = "unnamed",
+          text = ('%s: %s %s and %s %s both read the Record that ran last, %s ("%s"), and nobody reads %s ("%s"); name the one that is '
+            .. 'meant: Apply("add", "%s")'):format(frame.container.type, first.module.type, quote(first.key), second.module.type,
+            quote(second.key), entry.key, entry.name, unread.key, unread.name, unread.name),
+        }
+        return
+      end
+    end
+  end
+end
+
+-- ---- laying out a container -----------------------------------------------------------------------------------------------
+
 local function lay_out(plan, container, parent, children)
   local outer = parent
   while outer do
     if outer.container == container then check.fail("%s: a container cannot be inside itself", container.type) end
     outer = outer.parent
   end
+  parts.Numbered.settle(container)
   local frame = frame_of(container, parent)
   local names = rawget(container, "_names") or {}
   remember(plan.sequence, container)
   for i = 1, #container do
     local child, key = container[i], names[i] or i
     local step = {module = child, owner = container.type, key = key, container = container}
-    local place = {name = names[i] or tostring(i - 1), position = i, key = key}
+    local place = {name = names[i] or tostring(i - 1), position = i, key = key, module = child}
     children[i] = place
     if child:is(Record) then
-      frame.count = frame.count + 1
+      if not child.aside then frame.count = frame.count + 1 end
       local entry = {name = child.name or automatic(frame), key = quote(key), module = child, slot = 0, readers = {}}
       add_name(frame, entry, key)
-      frame.recent = entry
+      if not child.aside then frame.recent = entry end
+      place.record = entry
       step.kind, step.entry = RECORD, entry
       add(plan, step)
     elseif child:is(Apply) then
-      step.kind, step.entries, step.last = APPLY, {}, {}
+      step.kind, step.entries, step.last, step.unnamed = APPLY, {}, {}, not (child.records or child.record_name)
       for _, name in ipairs(child.records or {child.record_name or false}) do
         local entry, why = find(frame, child, key, name or nil)
         if entry then
           entry.readers[#entry.readers + 1] = step
           step.entries[#step.entries + 1] = entry
         else
-          plan.unresolved[#plan.unresolved + 1] = why
+          warn_missing(plan, why)
         end
       end
       add(plan, step)
@@ -199,31 +295,55 @@ local function lay_out(plan, container, parent, children)
       step.kind = ENTER
       add(plan, step)
       place.children = {}
-      for _, entry in ipairs(lay_out(plan, child, frame, place.children).order) do
-        if entry.module.export then add_name(frame, entry, key) end
+      local inner = lay_out(plan, child, frame, place.children)
+      for _, entry in ipairs(inner.order) do
+        if entry.module.export then
+          add_name(frame, entry, key)
+        elseif entry.module.name then
+          frame.hidden[entry.name] = {key = key, type = child.type}
+        end
       end
+      for name in pairs(inner.hidden) do frame.hidden[name] = frame.hidden[name] or {key = key, type = child.type} end
       add(plan, {kind = LEAVE, module = child, owner = container.type, key = key})
     else
       step.kind = LAYER
       add(plan, step)
       place.step = step
+      find_barriers(plan, frame, child, key)
     end
   end
+  warn_ambiguous(plan, frame)
   return frame
 end
 
 -- ---- layouts --------------------------------------------------------------------------------------------------------------
 
--- The layout that a layer gives its value (last = true) or expects of it; a container's is that of a child.
+-- The layout that a layer gives its value (last = true) or expects of it, the dimensions of its image where they tell a batch from one
+-- image, and in any case; a container's is that of a child.
 local function layout_of(m, last)
-  if m.layout then return m.layout, tonumber((m.type:match("(%d)d$"))) end
+  if m.layout then
+    local rank = tonumber((m.type:match("(%d)d$")))
+    return m.layout, m.type ~= "BatchNorm1d" and rank or nil, rank     -- that one takes [N, C] too
+  end
   if transparent(m) then
     for i = last and #m or 1, last and 1 or #m, last and -1 or 1 do
-      local layout, spatial = layout_of(m[i], last)
-      if layout then return layout, spatial end
+      local layout, spatial, rank = layout_of(m[i], last)
+      if layout then return layout, spatial, rank end
     end
   end
   return nil
+end
+
+-- The dimensions of the image behind (or before) a layer without a layout: as many, or not known where the layer changes the number
+-- of dimensions. Where that cannot be seen, [C, L] is not told from [N, C] any more.
+local function spatial_past(m, spatial)
+  if not spatial then return nil end
+  local depth = check.depth
+  local ok, flat = pcall(m.output_shape, m, {3, 5})
+  local also, deep = pcall(m.output_shape, m, {2, 3, 5, 7})
+  check.depth = depth
+  if (ok and #flat ~= 2) or (also and #deep ~= 4) then return nil end
+  return (spatial > 1 or (ok and also)) and spatial or nil
 end
 
 -- Forward: what the layers before made. Where none did, backward: what the next one expects.
@@ -233,7 +353,7 @@ local function find_layouts(steps)
     step.layout, step.spatial = layout, spatial
     if step.kind == LAYER then
       local l, s = layout_of(step.module, true)
-      if l then layout, spatial = l, s end
+      if l then layout, spatial = l, s else spatial = spatial_past(step.module, spatial) end
     end
   end
   layout, spatial = nil, nil
@@ -241,7 +361,7 @@ local function find_layouts(steps)
     local step = steps[i]
     if step.kind == LAYER then
       local l, s = layout_of(step.module, false)
-      if l then layout, spatial = l, s end
+      if l then layout, spatial = l, s else spatial = spatial_past(step.module, spatial) end
     end
     if not step.layout then step.layout, step.spatial = layout, spatial end
   end
@@ -285,7 +405,7 @@ end
 ---@param container resin.nn.Module
 ---@return table plan
 function link.plan(container)
-  local plan = {steps = {}, sequence = {}, unresolved = {}, slots = 0, children = {},
+  local plan = {steps = {}, sequence = {}, unresolved = {}, warnings = {}, container = container, slots = 0, children = {},
                 kind = {}, module = {}, owner = {}, key = {}, slot = {}, last = {}, layout = {}, spatial = {},
                 record = {}, many = {}, run = {}, gated = {}}
   lay_out(plan, container, nil, plan.children)
@@ -338,8 +458,13 @@ function link.require_resolved(plan)
       .. "leave outer out to read it", first.text, first.reads, first.name)
   end
   if first then
-    check.fail('%s: there is no %s "%s" before it (known: %s); check the name, or put this container into one that records it',
-      first.text, first.reads, first.name, first.known)
+    local hint = first.inner or "; check the name, or put this container into one that records it"
+    local barrier = barriers[plan.container]
+    if barrier and barrier[first.name] then
+      hint = ("; a container around this one has it, but names do not reach into a %s: this container must record the value itself"):format(
+        barrier[first.name])
+    end
+    check.fail('%s: there is no %s "%s" before it (known: %s)%s', first.text, first.reads, first.name, first.known, hint)
   end
 end
 

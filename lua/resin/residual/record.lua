@@ -9,6 +9,9 @@ local shapes = require "resin.nn.shapes"
 
 local NAMES = {"need_projection", "name", "export", "transform"}
 
+-- What plans are made of. `aside`: an unnamed Apply does not see it, and it does not count among unnamed Records (residualize).
+local FIXED = {"name", "export", "transform", "aside"}
+
 --- Record(need_projection = false, name = nil), Record("name") or Record{name = …, need_projection = …, export = …}.
 --- need_projection: where the shapes differ, the Apply projects the recorded value. export: enclosing containers may read
 --- it by name too. transform: a module or a function; its result is recorded, and the value itself goes on. Without a name it is
@@ -19,6 +22,7 @@ local NAMES = {"need_projection", "name", "export", "transform"}
 ---@field export boolean
 local Record = class.define("Record", Module, true)
 
+arguments.fix(Record, FIXED)
 Record.option_names = NAMES
 
 --- A module as it is, a function as a Lambda.
@@ -36,13 +40,13 @@ end
 function Record:configure(o)
   local what = self.type
   self.need_projection = o.need_projection ~= nil and check.boolean(o.need_projection, what .. ": need_projection")
-  self.export = o.export ~= nil and check.boolean(o.export, what .. ": export")
-  rawset(self, "transform", false)
+  local fixed = {export = o.export ~= nil and check.boolean(o.export, what .. ": export"), transform = false, aside = false}
+  rawset(self, "_fixed", fixed)
   if o.name ~= nil then
-    self.name = check.string(o.name, what .. ": name")
+    fixed.name = check.string(o.name, what .. ": name")
     if o.name == "" then check.fail("%s: name must not be empty", what) end
   end
-  if self.export and not self.name then
+  if fixed.export and not fixed.name then
     check.fail("%s: export = true needs a name, by which other containers can read it", what)
   end
   if o.transform ~= nil then self:add_module("transform", Record.as_module(o.transform, what .. ": transform")) end
@@ -65,6 +69,10 @@ function Record:init(...)
     return self:configure(check.options(named(first), NAMES, "Record"))
   end
   if type(first) == "string" and type(second) ~= "string" then
+    if second ~= nil and not class.is_plain(second) then
+      check.fail("Record: behind the name comes a table of options, got %s: Record{%q, need_projection = true} or Record(true, %q)",
+        check.describe(second), first, first)
+    end
     o = arguments.read("Record", NAMES, 2, nil, first, select(2, ...))
   else
     o = arguments.read("Record", NAMES, 2, ...)
@@ -76,8 +84,11 @@ function Record:forward(x) return x end -- luacheck: no self
 
 function Record:output_shape(shape) return shapes.copy(shapes.check(shape, self.type)) end
 
-function Record:label()
-  return arguments.label("Record", {{"name", self.name}, {"need_projection", self.need_projection}, {"export", self.export}}, 3)
+--- Its line in a printed tree.
+---@param name? string  what it is called in its container, when it has no name of its own
+---@return string
+function Record:label(name)
+  return arguments.label("Record", {{"name", self.name or name}, {"need_projection", self.need_projection}, {"export", self.export}}, 3)
 end
 
 return Record

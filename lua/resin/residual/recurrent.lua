@@ -13,6 +13,24 @@ local getmetatable, type, rawget, rawset = getmetatable, type, rawget, rawset
 
 local recurrent = {}
 
+-- ---- what layers take ----------------------------------------------------------------------------------------------------
+
+local function has_more(fn, n)
+  if type(fn) ~= "function" then return true end       -- a callable table
+  local info = debug.getinfo(fn, "u")
+  return info.isvararg or info.nparams > n
+end
+
+--- Does a layer's forward take more than its input? To others options are an error, not ignored.
+---@param m resin.nn.Module
+---@return boolean
+function recurrent.takes_more(m)
+  if m.options_to then return recurrent.takes_more(m[m.options_to]) end       -- they go to a child
+  local forward = rawget(m, "forward") or getmetatable(m).forward
+  if forward == class.Lambda.forward then return has_more(m.fn, 1) end
+  return has_more(forward, 2)
+end
+
 -- ---- states by name -------------------------------------------------------------------------------------------------------
 
 -- Is a numbered entry of a returned list there under a name too?
@@ -54,6 +72,8 @@ function recurrent.spread(places, by_name, states, out, what)
         recurrent.spread(place.children, place.by_name, state, out, name)
       elseif not place.index then
         check.fail("%s: a Record or Apply has no state", name)
+      elseif not recurrent.takes_more(place.module) then
+        check.fail("%s: %s has no state", name, place.module.type)
       else
         out[place.index] = with_state(out[place.index], state, name)
       end
@@ -67,8 +87,8 @@ local NAMES = {"module", "return_hidden", "carry", "detach"}
 
 --- RecurrentWrapper(module, {return_hidden = false, carry = false, detach = true}): runs a module that returns its output and its
 --- state, and gives the output, with return_hidden the state too. carry: the state of a call is where the next one starts, unless
---- that is given a state of its own; reset() forgets it. detach: gradients do not flow into the call before (truncated
---- backpropagation through time). Apart from the carried state it keeps nothing.
+--- that is given a state of its own; reset(), here or of a container around, forgets it. detach: gradients do not flow into the
+--- call before (truncated backpropagation through time). Apart from the carried state it keeps nothing.
 ---@class resin.nn.RecurrentWrapper: resin.nn.Module
 ---@field module resin.nn.Module
 ---@field return_hidden boolean
@@ -103,9 +123,37 @@ local function kept(state, detach, depth)
   return state
 end
 
+RecurrentWrapper.carries_state = true       -- reset() of a container reaches it
+
+-- The size of the batch in an input of one of resin's recurrent layers, and in its state; false without a batch.
+local function batch_of_input(module, x)
+  local shape = x.shape
+  return #shape == 3 and shape[module.batch_first and 1 or 2]
+end
+
+local function batch_of_state(state)
+  local h = class.is_plain(state) and state[1] or state
+  if getmetatable(h) ~= Tensor then return nil end
+  local shape = h.shape
+  return #shape == 3 and shape[2]
+end
+
+-- The state of the call before, for x.
+local function carried(self, x)
+  local state, module = rawget(self, "_state"), self.module
+  if state == nil or type(module.batch_first) ~= "boolean" or getmetatable(x) ~= Tensor then return state end
+  local had, has = batch_of_state(state), batch_of_input(module, x)
+  if had ~= nil and had ~= has then
+    local function text(n) return n and ("a batch of %d"):format(n) or "one sequence without a batch" end
+    check.fail("%s: the state that it carries is that of %s, but the input %s is %s; call reset(), here or on the container, before "
+      .. "sequences that do not go on", self.type, text(had), check.shape_text(x), text(has))
+  end
+  return state
+end
+
 function RecurrentWrapper:forward(x, state)
   if class.is_plain(state) and state[1] == nil then state = check.options(state, {"hidden"}, self.type).hidden end
-  if state == nil and self.carry then state = rawget(self, "_state") end
+  if state == nil and self.carry then state = carried(self, x) end
   local y, after
   if state == nil then
     y, after = Module.run(self.module, x)

@@ -8,8 +8,8 @@ local parts = require "resin.nn.sequential"
 local shapes = require "resin.nn.shapes"
 local core = require "resin.residual.core"
 local infer = require "resin.residual.infer"
-local info = require "resin.residual.info"
 local link = require "resin.residual.link"
+local Record = require "resin.residual.record"
 
 local Numbered = parts.Numbered
 
@@ -21,6 +21,23 @@ local ResidualSequential = class.define("ResidualSequential", parts.Sequential, 
 
 ResidualSequential.forward = core.forward
 link.forward = core.forward
+
+-- keep_records is not kept under its own name, so that each assignment is seen.
+function ResidualSequential.lookup(self, key)
+  if key == "keep_records" then return rawget(self, "_keep_records") or false end
+  return Numbered.lookup(self, key)
+end
+
+function ResidualSequential.__index(self, key)
+  local value = ResidualSequential[key]
+  if value ~= nil then return value end
+  return ResidualSequential.lookup(self, key)
+end
+
+function ResidualSequential.__newindex(self, key, value)
+  if key ~= "keep_records" then return Numbered.__newindex(self, key, value) end
+  core.keep_records(self, value ~= nil and check.boolean(value, self.type .. ": keep_records"))
+end
 
 -- Undoes a change that cannot be: the container stays as it was.
 local function changed(self, undo, ...)
@@ -49,11 +66,17 @@ function ResidualSequential:insert(position, module, name)
 end
 
 function ResidualSequential:remove(position)
-  if position == nil then position = #self end
+  position = Numbered.position_from(self, position, "remove")
   local name = (rawget(self, "_names") or {})[position] or nil
   local removed = Numbered.remove(self, position)
   changed(self, put_back, position, removed, name)
   return removed
+end
+
+function ResidualSequential:replace(position, module)
+  local former = Numbered.replace(self, position, module)
+  changed(self, Numbered.replace, position, former)
+  return former
 end
 
 --- The shape of the result for an input of `shape`; makes the projections and gates that are still missing. What does not fit
@@ -70,10 +93,21 @@ function ResidualSequential:output_shape(shape)
   return out
 end
 
+--- Child i's line in the printed tree: an unnamed Record shows the name that it has here.
+---@param i integer
+---@return string?
+function ResidualSequential:child_label(i)
+  local child = self[i]
+  if not child:is(Record) or child.name then return nil end
+  local ok, plan = pcall(core.plan, self)       -- children may have been put in that cannot be
+  local entry = ok and plan.children[i] and plan.children[i].record
+  return entry and child:label(entry.name) or nil
+end
+
 -- ---- looking inside -------------------------------------------------------------------------------------------------------
 
 --- A forward that keeps what it records until the next such call; get_recorded_tensor shows it. With `keep_records = true`
---- on the container every forward does so. By default nothing is kept.
+--- on the container every forward does so, also one of a container around it. By default nothing is kept.
 ---@param x resin.Tensor
 ---@param options? table
 ---@return resin.Tensor
@@ -81,7 +115,7 @@ end
 function ResidualSequential:record(x, options) return core.record(self, x, options) end
 
 --- What was recorded under a name in the last such call, and its Record: model:get_recorded_tensor("input"). Names of inner
---- containers have their path in front: "2.record_1". Without a name: what was recorded last.
+--- containers have their path in front: "2.record_1". Without a name: what was recorded last. An unknown name is an error.
 ---@param name? string
 ---@return resin.Tensor?
 ---@return resin.nn.Record?
@@ -91,30 +125,6 @@ function ResidualSequential:get_recorded_tensor(name) return core.recorded(self,
 ---@return resin.nn.Module self
 function ResidualSequential:forget_records()
   core.forget(self)
-  return self
-end
-
---- All Records and Applies, inner containers included: {records = {{name, need_projection, path, readers, shape}, …}, applies =
---- {{operation, record_name, alpha, scale, path, disabled}, …}}. `shape` is known when the shape of the input is given.
----@param shape? (integer|false)[]
----@return {records: table[], applies: table[]}
-function ResidualSequential:get_residual_info(shape) return info.collect(self, shape) end
-
---- Turns a skip off, by the name of its Record or of its Apply, here and in everything inside. how: "bypass" (the current value goes
---- on as it is) or "zero" (the recorded value counts as zeros); bypass where the operation allows it, by default.
----@param name string
----@param how? "bypass"|"zero"
----@return resin.nn.Module self
-function ResidualSequential:disable_skip(name, how)
-  info.switch(self, name, true, how)
-  return self
-end
-
---- Turns a skip on again.
----@param name string
----@return resin.nn.Module self
-function ResidualSequential:enable_skip(name)
-  info.switch(self, name, false)
   return self
 end
 

@@ -3,18 +3,20 @@
 
 local check = require "resin.check"
 local class = require "resin.nn.class"
+local norm_of = require "resin.nn.norm_of"
 local parts = require "resin.nn.sequential"
 local Apply = require "resin.residual.apply"
 local Record = require "resin.residual.record"
 local ResidualSequential = require "resin.residual.sequential"
+local Tensor = require "resin.tensor"
 local link = require "resin.residual.link"
 
 local Sequential = parts.Sequential
 
 -- ---- sizes that layers declare --------------------------------------------------------------------------------------------
 
-local TAKES = {"in_features", "input_size", "embed_dim", "in_channels", "num_features"}
-local GIVES = {"out_features", "hidden_size", "embed_dim", "out_channels", "num_features"}
+local TAKES = {"in_features", "input_size", "embed_dim", "in_channels", "num_features", "num_channels"}
+local GIVES = {"out_features", "hidden_size", "embed_dim", "out_channels", "num_features", "num_channels"}
 
 -- The features that a module takes, or gives (last = true), as its first or last layer with such a field says; nil when none does.
 local function features_of(m, last)
@@ -38,7 +40,8 @@ end
 --- fn     a module, a function, or a table of them
 --- norm   "pre" x + fn(norm(x)), "post" norm(x + fn(x)), "sandwich" x + norm(fn(norm(x)))
 --- norm_layer  a class or function that makes a norm of `features` features, or a module; by default LayerNorm, behind convolutions
----             BatchNorm. Both `features` and it follow from the layers of fn where they say their sizes.
+---             BatchNorm. Both `features` and it follow from the layers of fn where they say their sizes. Of the class
+---             nn.GroupNorm it has as many groups as divide the features, 32 at most.
 --- after  a module that runs on the result, such as an activation
 --- All options of Apply are taken too: operation, alpha, scale, layer_scale, drop_path, projection, …
 --- Children: skip, norm, fn, norm_after, join, after.
@@ -52,7 +55,7 @@ end
 local OWN = {norm = true, norm_layer = true, features = true, after = true, need_projection = true}
 
 local function default_norm(fn, last, features)
-  local layout, rank = link.layout_of(fn, last)
+  local layout, _, rank = link.layout_of(fn, last)
   if layout == "channels_first" and rank then
     local name = ("BatchNorm%dd"):format(rank)
     local Norm = require("resin.nn.norm")[name]
@@ -72,7 +75,9 @@ local function make_norm(o, fn, last, used)
   end
   if given == nil then return default_norm(fn, last, features) end
   local made
-  if type(given) == "function" or (type(given) == "table" and rawget(given, "module_class")) then made = given(features) end
+  if type(given) == "function" or (type(given) == "table" and rawget(given, "module_class")) then
+    made = norm_of(given, features)
+  end
   if not class.is_module(made) then
     check.fail("Residual: norm_layer must be a module, a layer's class or a function(features) that returns a module, got %s",
       check.describe(made == nil and given or made))
@@ -112,17 +117,59 @@ end
 
 -- ---- residualize ----------------------------------------------------------------------------------------------------------
 
-local RESIDUALIZE = {"every", "first", "last", "where", "need_projection"}
+local RESIDUALIZE = {"every", "first", "last", "where", "need_projection", "options"}
+local OF_GROUPS = {every = true, first = true, last = true, where = true, need_projection = true, options = true}
+local joins = {}
 for _, name in ipairs(Apply.option_names) do
   if name ~= "record_name" and name ~= "records" and name ~= "weights" and name ~= "outer" then
     RESIDUALIZE[#RESIDUALIZE + 1] = name
+    joins[#joins + 1] = name
   end
+end
+
+-- The groups of layers that get a skip: {k, first, last}, and the number of all groups.
+local function groups_of(sequential, o, every, first, last)
+  local groups, k = {}, 0
+  for at = first, last - every + 1, every do
+    local layers = {}
+    for i = 1, every do layers[i] = sequential[at + i - 1] end
+    k = k + 1
+    if not o.where or o.where(k, layers) then groups[#groups + 1] = {k = k, first = at, last = at + every - 1} end
+  end
+  return groups, k
+end
+
+-- Has a value weights, which two skips must not share by mistake?
+local function is_trained(value)
+  if Tensor.is(value) then return value.requires_grad end
+  return class.is_module(value) and #value:parameters() > 0
+end
+
+-- The options of the Apply of group k.
+local function join_options(o, k)
+  local join = {}
+  for name, value in pairs(o) do
+    if not OF_GROUPS[name] then join[name] = value end
+  end
+  for _, name in ipairs{"alpha", "scale"} do
+    if type(join[name]) == "function" then join[name] = join[name](k) end
+  end
+  if class.is_plain(join.drop_path) then join.drop_path = join.drop_path[k] end
+  if o.options == nil then return join end
+  local own = o.options(k)
+  if own ~= nil and not class.is_plain(own) then
+    check.fail("residualize: options(%d) must return a table, got %s", k, check.describe(own))
+  end
+  for name, value in pairs(check.options(own, joins, ("residualize: options(%d)"):format(k))) do join[name] = value end
+  return join
 end
 
 --- nn.residualize(sequential, {every = 2, first = 1, last = #sequential, where = nil, need_projection = true, …}): a
 --- ResidualSequential of the same layers with a skip around every `every` of them. Layers keep their names, so a saved state of
---- the Sequential loads into it. What is left at the end stays without a skip. where(k, layers) chooses the groups; further options
---- are those of Apply (a `drop_path` may be a list of one number for each group).
+--- the Sequential loads into it; Records and Applies that are there keep their pairs. What is left at the end stays without a skip.
+--- where(k, layers) chooses the groups; further options are those of Apply. alpha and scale may be functions of k, which make a
+--- factor for each skip; drop_path a list of one number for each group; options a function of k that returns a table of further
+--- options of its skip.
 ---@param sequential resin.nn.Sequential
 ---@param options? table
 ---@return resin.nn.ResidualSequential
@@ -131,38 +178,42 @@ local function residualize(sequential, options)
     check.fail("residualize: argument 1 must be a Sequential, got %s", check.describe(sequential))
   end
   local o = check.options(options, RESIDUALIZE, "residualize")
-  local n = #sequential
+  local names, n = sequential:child_list(), #sequential
   local every = o.every == nil and 2 or check.integer(o.every, "residualize: every", 1)
   local first = o.first == nil and 1 or check.integer(o.first, "residualize: first", 1, math.max(n, 1))
   local last = o.last == nil and n or check.integer(o.last, "residualize: last", 0, n)
   if o.where ~= nil then check.func(o.where, "residualize: where") end
+  if o.options ~= nil then check.func(o.options, "residualize: options") end
   local need_projection = o.need_projection == nil or check.boolean(o.need_projection, "residualize: need_projection")
 
-  local names, list = sequential:child_list(), {}
-  local function layer(i) list[#list + 1] = {names[i], sequential[i]} end
-  for i = 1, first - 1 do layer(i) end
-  local at, k = first, 0
-  while at + every - 1 <= last do
-    local group = {}
-    for i = 1, every do group[i] = sequential[at + i - 1] end
-    k = k + 1
-    local wanted = not o.where or o.where(k, group)
-    local name = "skip_" .. k
-    if wanted then list[#list + 1] = {name, Record{name = name, need_projection = need_projection}} end
-    for i = at, at + every - 1 do layer(i) end
-    if wanted then
-      local join = {record_name = name}
-      for option, value in pairs(o) do
-        if option ~= "every" and option ~= "first" and option ~= "last" and option ~= "where" and option ~= "need_projection" then
-          join[option] = value
-        end
-      end
-      if class.is_plain(join.drop_path) then join.drop_path = join.drop_path[k] end
-      list[#list + 1] = {"join_" .. k, Apply(join)}
-    end
-    at = at + every
+  local groups, count = groups_of(sequential, o, every, first, last)
+  if class.is_plain(o.drop_path) and #o.drop_path ~= count then
+    check.fail("residualize: drop_path must be a number or a list of one for each of the %d groups, got %d", count, #o.drop_path)
   end
-  for i = at, n do layer(i) end
+  for _, name in ipairs{"alpha", "scale", "projection", "transform", "operation"} do
+    if #groups > 1 and is_trained(o[name]) then
+      local each = (name == "alpha" or name == "scale") and ("%s = function(k) ... end"):format(name)
+        or ("options = function(k) return {%s = ...} end"):format(name)
+      check.fail("residualize: %s would be one and the same in all %d skips; %s makes one for each", name, #groups, each)
+    end
+  end
+
+  local list, at = {}, 1
+  local function layers(to)
+    for i = at, to do list[#list + 1] = {names[i], sequential[i]} end
+    at = to + 1
+  end
+  for _, group in ipairs(groups) do
+    layers(group.first - 1)
+    local name, join = "skip_" .. group.k, join_options(o, group.k)
+    local record = Record{name = name, need_projection = need_projection}
+    record._fixed.aside = true           -- unnamed Applies among the layers read what they read before
+    list[#list + 1] = {name, record}
+    layers(group.last)
+    join.record_name = name
+    list[#list + 1] = {"join_" .. group.k, Apply(join)}
+  end
+  layers(n)
   local model = ResidualSequential(list)
   if not sequential.training then model:eval() end
   return model
