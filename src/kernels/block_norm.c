@@ -12,7 +12,7 @@
 #undef REAL
 #undef BITS
 
-enum { L = RSI_LANES, STRIP = 64, WIDE = 4, AHEAD = 1024 };   /* WIDE: vectors of columns summed together, even. AHEAD: bytes */
+enum { L = RSI_LANES, STRIP = 64, WIDE = 4 };   /* WIDE: vectors of columns summed together, even */
 typedef vec_lanes vec;
 typedef mask_lanes mask;
 typedef uint32_t words __attribute__((vector_size(4 * RSI_LANES)));

@@ -1,6 +1,7 @@
 /*
 ** The loops of block_norm.c for one element type T: N(name), FROM and TO (one element to and from float); N(load), N(store),
-** N(load_pair), N(store_pair), N(rounded) (to what T holds) for vectors of elements, N(table_pair) and N(untable_pair) for numbers of columns beside such a pair.
+** N(load_pair), N(store_pair), N(rounded) (to what T holds) for vectors of elements, N(table_pair) and N(untable_pair)
+** for numbers of columns beside such a pair.
 */
 
 /* ---- sums ------------------------------------------------------------------------------------------------------------ */
@@ -192,11 +193,6 @@ static void N(grad_sums)(const void *g, const void *more, const void *x, const v
     if (j < end) REST(first + j, j, end - j);                                                                               \
   }
 
-/* Asks for STRIP elements further on. It pays where a residual is read beside x, in bf16; elsewhere it was found to cost. */
-INLINE void N(ahead)(const T *p) {
-  for (size_t i = 0; i < STRIP * sizeof(T); i += 64) __builtin_prefetch((const char *)p + AHEAD + i);
-}
-
 INLINE void N(apply_row)(T *restrict y, const T *restrict x, const T *restrict r, int64_t n, const float *restrict mean,
                          const float *restrict scale, const float *restrict shift, float low, float high) {
   RSI_LOOP for (int64_t i = 0; i < n; i++) {
@@ -217,7 +213,7 @@ static void N(apply)(void *py, const void *px, const void *pr, int64_t n, int64_
   T *const y = py;
   const T *const x = px, *const r = pr;
   const float *const mean = f->mean, *const scale = f->scale, *const shift = f->shift, low = f->low, high = f->high;
-#define RSI_ROW(at, j, count) N(ahead)(x + (at)), N(ahead)(r + (at)), N(apply_row)(y + (at), x + (at), r + (at), count, mean + (j), scale + (j), shift + (j), low, high)
+#define RSI_ROW(at, j, count) N(apply_row)(y + (at), x + (at), r + (at), count, mean + (j), scale + (j), shift + (j), low, high)
 #define RSI_ALONE(at, j, count) N(apply_row)(y + (at), x + (at), NULL, count, mean + (j), scale + (j), shift + (j), low, high)
 #define RSI_REST(at, j, count) \
   N(apply_rest)(y + (at), x + (at), r ? r + (at) : NULL, count, mean + (j), scale + (j), shift + (j), low, high)

@@ -77,45 +77,98 @@ AMX static void multiply(int64_t runs, const uint16_t *a0, int64_t row0, int64_t
   _tile_stored(1, s + 16, line);
 }
 
-/* The finished sums s: [m, n] of the part of c at (row, column) go where they belong. */
-static void put(const rsi_amx *j, int64_t row, int64_t column, int64_t m, int64_t n, float *s) {
-  rsi_gemm_end end = j->end;
-  const uint16_t *half = NULL;
-  if (j->residual_bf16 && end.residual != NULL) {
-    half = (const uint16_t *)end.residual + row * end.stride + column;
-    end.residual = NULL;
-  }
-  if (end.act != RSI_ACT_NONE || end.bias != NULL || end.residual != NULL) RSI_ISA(rsi_gemm_end_f32)(&end, row, column, m, n, s, SIDE);
-  for (int64_t i = 0; i < m; i++) {
-    float *const from = s + i * SIDE;
-    if (half != NULL)
-      RSI_LOOP for (int64_t q = 0; q < n; q++) from[q] += rsi_from_bf16(half[i * end.stride + q]);
+/* A row of sums, [n], as it goes into c. */
+static void put_row(const rsi_amx *j, int64_t n, const float *bias, bool relu, const float *residual, const uint16_t *half, float *s, void *c) {
+  if (bias != NULL) RSI_LOOP for (int64_t q = 0; q < n; q++) s[q] += bias[q];
+  if (relu) RSI_LOOP for (int64_t q = 0; q < n; q++) s[q] = s[q] < 0 ? 0 : s[q];
+  if (residual != NULL) RSI_LOOP for (int64_t q = 0; q < n; q++) s[q] += residual[q];
+  if (half != NULL) RSI_LOOP for (int64_t q = 0; q < n; q++) s[q] += rsi_from_bf16(half[q]);
+  if (j->c_bf16) RSI_LOOP for (int64_t q = 0; q < n; q++) ((uint16_t *)c)[q] = rsi_to_bf16(s[q]);
+  else if (j->beta) RSI_LOOP for (int64_t q = 0; q < n; q++) ((float *)c)[q] += s[q];
+  else RSI_LOOP for (int64_t q = 0; q < n; q++) ((float *)c)[q] = s[q];
+}
+
+ALWAYS __m256i to_bf16(__m512 x) {
+  const __m512i u = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7FFF)), _mm512_and_epi32(_mm512_srli_epi32(u, 16), one));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_or_epi32(up, nan, u, _mm512_set1_epi32(0x400000)), 16));
+}
+ALWAYS __m512 of_bf16(const uint16_t *p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p)), 16));
+}
+
+/* The same for m rows of a whole panel: s: [m, 32], the result at c, which has rows of ldc elements. bias NULL: none. */
+static void put_whole(const rsi_amx *j, int64_t m, const float *bias, bool relu, const void *residual, const float *s, void *c) {
+  const __m512 zero = _mm512_setzero_ps(), low = relu ? zero : _mm512_set1_ps(-__builtin_inff());
+  const __m512 b0 = bias ? _mm512_loadu_ps(bias) : zero, b1 = bias ? _mm512_loadu_ps(bias + 16) : zero;
+  const int64_t stride = j->end.stride;
+  for (int64_t i = 0; i < m; i++, s += SIDE) {
+    __m512 x = _mm512_add_ps(_mm512_load_ps(s), b0), y = _mm512_add_ps(_mm512_load_ps(s + 16), b1);
+    x = _mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, low, _CMP_LT_OQ), zero);
+    y = _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(y, low, _CMP_LT_OQ), zero);
+    if (residual && j->residual_bf16) {
+      const uint16_t *const r = (const uint16_t *)residual + i * stride;
+      x = _mm512_add_ps(x, of_bf16(r));
+      y = _mm512_add_ps(y, of_bf16(r + 16));
+    } else if (residual) {
+      const float *const r = (const float *)residual + i * stride;
+      x = _mm512_add_ps(x, _mm512_loadu_ps(r));
+      y = _mm512_add_ps(y, _mm512_loadu_ps(r + 16));
+    }
     if (j->c_bf16) {
-      uint16_t *const to = (uint16_t *)j->c + (row + i) * j->ldc + column;
-      RSI_LOOP for (int64_t q = 0; q < n; q++) to[q] = rsi_to_bf16(from[q]);
+      uint16_t *const to = (uint16_t *)c + i * j->ldc;
+      _mm512_storeu_si512(to, _mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(x)), to_bf16(y), 1));
     } else {
-      float *const to = (float *)j->c + (row + i) * j->ldc + column;
-      if (j->beta) RSI_LOOP for (int64_t q = 0; q < n; q++) to[q] += from[q];
-      else if (n == SIDE) memcpy(to, from, SIDE * sizeof(float));
-      else RSI_LOOP for (int64_t q = 0; q < n; q++) to[q] = from[q];
+      float *const to = (float *)c + i * j->ldc;
+      _mm512_storeu_ps(to, j->beta ? _mm512_add_ps(x, _mm512_loadu_ps(to)) : x);
+      _mm512_storeu_ps(to + 16, j->beta ? _mm512_add_ps(y, _mm512_loadu_ps(to + 16)) : y);
     }
   }
 }
 
+/* The finished sums s: [m, n] of the part of c at (row, column) go where they belong. */
+static void put(const rsi_amx *j, int64_t row, int64_t column, int64_t m, int64_t n, float *s) {
+  const rsi_act act = j->end.act;
+  const bool plain = act == RSI_ACT_NONE || act == RSI_ACT_RELU, relu = act == RSI_ACT_RELU;
+  const size_t item = j->c_bf16 ? 2 : 4, other = j->residual_bf16 ? 2 : 4;
+  if (!plain) {
+    const rsi_gemm_end first = {.act = act, .bias = j->end.bias};
+    RSI_ISA(rsi_gemm_end_f32)(&first, row, column, m, n, s, SIDE);
+  }
+  const float *const bias = plain && j->end.bias ? (const float *)j->end.bias + column : NULL;
+  const char *residual = j->end.residual;
+  if (residual) residual += (size_t)(row * j->end.stride + column) * other;
+  char *c = (char *)j->c + (size_t)(row * j->ldc + column) * item;
+  if (n == SIDE) {
+    put_whole(j, m, bias, relu, residual, s, c);
+    return;
+  }
+  for (int64_t i = 0; i < m; i++, s += SIDE, c += (size_t)j->ldc * item) {
+    const void *const r = residual ? residual + (size_t)(i * j->end.stride) * other : NULL;
+    put_row(j, n, bias, relu, j->residual_bf16 ? NULL : r, j->residual_bf16 ? r : NULL, s, c);
+  }
+}
+
+/* What was summed and is not yet in c: it goes there while the tiles are at work on the next part. */
+typedef struct waiting { float *s; int64_t row, column, m, n; } waiting;
+
 AMX static void block(const rsi_amx *j, int64_t row, int64_t rows, int64_t first, int64_t last) {
-  _Alignas(64) float sums[RSI_AMX_BLOCK * SIDE];
+  _Alignas(64) float sums[(RSI_AMX_BLOCK + 2 * ROWS) * SIDE];
   config tiles = {.palette = 1};
   for (int i = 0; i < 8; i++) tiles.bytes[i] = 64, tiles.rows[i] = ROWS;
   _tile_loadconfig(&tiles);
   const int64_t size = rsi_panel_size(j->k, true), runs = (j->k + RUN - 1) / RUN, blocks = (j->m + ROWS - 1) / ROWS;
-  const int64_t begin = row / ROWS, end = begin + (rows + ROWS - 1) / ROWS;
+  const int64_t begin = row / ROWS, end = begin + (rows + ROWS - 1) / ROWS, most = smaller(end * ROWS, j->m);
+  int64_t turn = 0;
+  waiting last_one = {NULL, 0, 0, 0, 0};
   for (int64_t p = first; p < last; p++) {
     const uint16_t *const panel = j->b + p * size;
-    const int64_t width = smaller(SIDE, j->n - p * SIDE);
     for (int64_t r = 0; r == 0 || r < runs; r += DEEP / RUN) {
       const int64_t some = smaller(DEEP / RUN, runs - r);
       for (int64_t i = begin; i < end; i += 2) {
-        float *const s = sums + (i - begin) * ROWS * SIDE;
+        /* Two places in turn, while nothing has to stay; never that of the sums that are waiting. */
+        float *const s = sums + (some == runs || end - begin <= 2 ? turn++ & 1 : (i - begin) / 2) * 2 * ROWS * SIDE;
         const uint16_t *a[2] = {NULL, NULL};
         int64_t line[2] = {j->a_row, j->a_row}, run[2] = {j->a_run, j->a_run};
         for (int h = 0; h < 2 && i + h < end; h++) {
@@ -124,10 +177,14 @@ AMX static void block(const rsi_amx *j, int64_t row, int64_t rows, int64_t first
           a[h] += r * run[h];
         }
         multiply(some, a[0], line[0], run[0], a[1], line[1], run[1], panel + r * ROWS * PANEL_ROW, r > 0, s);
-        if (r + some >= runs) put(j, i * ROWS, p * SIDE, smaller(2 * ROWS, smaller(end * ROWS, j->m) - i * ROWS), width, s);
+        if (last_one.s != NULL) put(j, last_one.row, last_one.column, last_one.m, last_one.n, last_one.s);
+        last_one.s = NULL;
+        if (r + some >= runs)
+          last_one = (waiting){s, i * ROWS, p * SIDE, smaller(2 * ROWS, most - i * ROWS), smaller(SIDE, j->n - p * SIDE)};
       }
     }
   }
+  if (last_one.s != NULL) put(j, last_one.row, last_one.column, last_one.m, last_one.n, last_one.s);
   _tile_release();
 }
 

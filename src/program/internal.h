@@ -140,6 +140,7 @@ rs_status rsi_pass_ssa(rs_program *p);          /* ssa.c: no writes in place int
 rs_status rsi_pass_clean(rs_program *p);        /* clean.c: dead and repeated instructions */
 rs_status rsi_pass_fold(rs_program *p);         /* fold.c: batch norm into the convolution before it */
 rs_status rsi_pass_layout(rs_program *p);       /* layout.c: images in block form; convolution, batch norm, sum and ReLU in one */
+rs_status rsi_pass_half(rs_program *p);         /* half.c: large products in bf16, where that was asked for */
 rs_status rsi_pass_hoist(rs_program *p);        /* hoist.c: what depends on bindings alone goes into the prologue */
 /* Which bases are fixed between runs: bindings that nothing writes, and what is made of such alone. [nvalues] */
 void      rsi_fixed(const rs_program *p, const rsi_facts *f, bool *fixed);

@@ -260,6 +260,18 @@ static bool forward_norm(layout *l, const rsi_instr *i, int out, int residual, i
   return true;
 }
 
+/*
+** The bias of the batch norm that made the ReLU `y` all by itself, which the backward `i` differentiates: then what ReLU let pass can
+** be computed from x again, and y need not be read. -1: it is not so.
+*/
+static int bias_of_masked(const layout *l, const rsi_instr *i, int y) {
+  const int k = l->facts->def[y];
+  if (k < 0 || l->roles[k].kind != RSI_ROLE_END || l->roles[k].residual >= 0 || l->roles[k].act != RSI_CONV_RELU) return -1;
+  const rsi_instr *const norm = &l->e.old[l->roles[k].head];
+  if (norm->op != &rsi_op_batch_norm || !norm->ids || norm->ids[0] != i->ids[1] || norm->ids[norm->nin + 1] != i->ids[2]) return -1;
+  return norm->ids[2];
+}
+
 /* mask: the relu_backward before it, or NULL; sum: the sum before that, or NULL. */
 static bool backward_norm(layout *l, const rsi_instr *i, const rsi_instr *mask, const rsi_instr *sum, bool shared) {
   rsi_attr_set a;
@@ -271,10 +283,11 @@ static bool backward_norm(layout *l, const rsi_instr *i, const rsi_instr *mask, 
   rsi_attrs_int(&a, "channels", desc_of(l, x)->shape[1]);
   rsi_attrs_int(&a, "act", mask ? RSI_CONV_RELU : RSI_CONV_NO_ACT);
   rsi_attrs_int(&a, "residual", shared || sum);
-  const int in[8] = {in_block(l, g, b), in_block(l, x, b), mask ? in_block(l, mask->ids[1], b) : -1, rsi_edit_id(&l->e, i->ids[2]),
-                     rsi_edit_id(&l->e, i->ids[3]), rsi_edit_id(&l->e, i->ids[4]), -1, sum ? in_block(l, sum->ids[1], b) : -1};
+  const int bias = mask && !sum && !shared ? bias_of_masked(l, i, mask->ids[1]) : -1;
+  const int in[8] = {in_block(l, g, b), in_block(l, x, b), mask && bias < 0 ? in_block(l, mask->ids[1], b) : -1, rsi_edit_id(&l->e, i->ids[2]),
+                     rsi_edit_id(&l->e, i->ids[3]), rsi_edit_id(&l->e, i->ids[4]), rsi_edit_id(&l->e, bias), sum ? in_block(l, sum->ids[1], b) : -1};
   int out[4] = {-1, i->ids[i->nin + 1], i->ids[i->nin + 2], -1};
-  if (in[0] < 0 || in[1] < 0 || (mask && in[2] < 0) || (sum && in[7] < 0)) return false;
+  if (in[0] < 0 || in[1] < 0 || (mask && bias < 0 && in[2] < 0) || (sum && in[7] < 0)) return false;
   if (!rsi_edit_emit(&l->e, RS_OP_batch_norm_block_backward, a.bytes, 8, in, 4, out)) return false;
   set_twin(l, i->ids[i->nin], out[0], b);
   if (shared) set_twin(l, mask->ids[mask->nin], out[3], b);

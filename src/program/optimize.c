@@ -12,6 +12,7 @@ static const pass passes[] = {
   {"clean", rsi_pass_clean},
   {"fold", rsi_pass_fold},
   {"layout", rsi_pass_layout},
+  {"half", rsi_pass_half},
   {"tidy", rsi_pass_clean},
   {"hoist", rsi_pass_hoist},
 };

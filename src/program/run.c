@@ -118,6 +118,12 @@ static void list_values(rs_workspace *w) {
   }
 }
 
+/* Bytes of scratch memory of instruction k; a kernel that needs none gets NULL, as from the dispatcher. */
+static size_t scratch_of(const rs_workspace *w, int k) {
+  const rsi_kernel *const kernel = w->program->instrs[k].kernel;
+  return kernel && kernel->scratch ? kernel->scratch(&w->calls[k]) : 0;
+}
+
 /* Headers whose data lies in the arena, in the prologue's block, or in another value's tensor. */
 static void point(rs_workspace *w) {
   const rs_program *const p = w->program;
@@ -134,7 +140,7 @@ static void point(rs_workspace *w) {
     }
   }
   w->arena_base = w->arena->base;
-  for (int k = 0; k < p->ninstrs; k++) w->calls[k].scratch = w->arena->base + w->scratch_at;
+  for (int k = 0; k < p->ninstrs; k++) w->calls[k].scratch = scratch_of(w, k) > 0 ? w->arena->base + w->scratch_at : NULL;
 }
 
 /* The arena must hold the plan and the most scratch memory that a kernel needs with these loops and this many threads. */
@@ -143,8 +149,7 @@ static rs_status fit(rs_workspace *w) {
   arena *const a = w->arena;
   size_t most = 0;
   for (int k = 0; k < p->ninstrs; k++) {
-    const rsi_kernel *const kernel = p->instrs[k].kernel;
-    const size_t bytes = kernel && kernel->scratch ? kernel->scratch(&w->calls[k]) : 0;
+    const size_t bytes = scratch_of(w, k);
     if (bytes > most) most = bytes;
   }
   w->scratch_at = ((size_t)p->arena_bytes + RSI_ALIGN - 1) / RSI_ALIGN * RSI_ALIGN;
