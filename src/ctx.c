@@ -102,6 +102,15 @@ rs_status rs_set_backends(rs_ctx *ctx, const char *names) {
   return RS_OK;
 }
 
+rs_status rs_set_precision(rs_ctx *ctx, const char *name) {
+  const bool highest = strcmp(name, "highest") == 0;
+  RSI_CHECK(highest || strcmp(name, "default") == 0, RS_ERR_ARG, "set_precision: \"%s\" is not one of default, highest", name);
+  ctx->x.exact = highest;
+  return RS_OK;
+}
+
+const char *rs_get_precision(const rs_ctx *ctx) { return ctx->x.exact ? "highest" : "default"; }
+
 void rs_set_index_base(rs_ctx *ctx, int base) { ctx->x.base = base != 0; }
 const char *rs_last_kernel(const rs_ctx *ctx) { return ctx->last_kernel; }
 

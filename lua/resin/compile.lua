@@ -114,7 +114,7 @@ end
 
 -- What of a module decides how it runs: its tensors and modes.
 local function signature(module)
-  local list = {}
+  local list = {ffi.string(C.rs_get_precision(ctx))}
   for _, m in module:named_modules() do list[#list + 1] = m.training and "t" or "e" end
   for _, t in module:named_parameters() do list[#list + 1] = t end
   for _, t in module:named_buffers() do list[#list + 1] = t end

@@ -85,6 +85,19 @@ function resin.get_isa() return ffi.string(C.rs_get_isa(ctx)) end
 ---@param names string
 function resin.set_backends(names) check.status(C.rs_set_backends(ctx, check.string(names, "set_backends: names"))) end
 
+---"default", or "highest": convolutions without Winograd's form, whose error is a few times larger, and no programs in bf16.
+---Compiled functions record again.
+---@param name string
+function resin.set_precision(name)
+  check.status(C.rs_set_precision(ctx, check.string(name, "set_precision: name")))
+  local structure = require("resin.nn.class").structure
+  structure.version = structure.version + 1
+  structure.mode = structure.mode + 1
+end
+
+---@return string
+function resin.get_precision() return ffi.string(C.rs_get_precision(ctx)) end
+
 ---The most bytes that tensors may hold; 0 for no limit. Past it an op fails.
 ---@param bytes number
 function resin.set_budget(bytes) C.rs_set_budget(ctx, check.number(bytes, "set_budget: bytes", 0)) end

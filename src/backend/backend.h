@@ -38,6 +38,7 @@ typedef struct rsi_conv_call {
   rsi_conv_shape s;
   int64_t x_block, x_dtype, y_block, y_dtype;
   int64_t packed, bias, residual, act;
+  int64_t exact;                 /* of rsi_exec */
 } rsi_conv_call;
 
 /* x, w, y: the operands or their gradients, one of them the result. Forward: y = act(conv + bias + residual), residual as y. */

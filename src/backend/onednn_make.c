@@ -31,7 +31,7 @@ static bool winograd_possible(const rsi_conv_call *k) {
   const rsi_conv_shape *const s = &k->s;
   return s->kh == 3 && s->kw == 3 && s->sh == 1 && s->sw == 1 && s->dh == 1 && s->dw == 1 && s->ph <= 1 && s->pw <= 1 &&
          s->groups == 1 && s->c >= WINOGRAD_CHANNELS && s->o >= WINOGRAD_CHANNELS && s->c % 16 == 0 && s->o % 16 == 0 &&
-         !in_bf16(k) && k->act != RSI_CONV_RELU6;
+         !in_bf16(k) && !k->exact && k->act != RSI_CONV_RELU6;
 }
 
 static int64_t tiles(const rsi_conv_shape *s) { return divide_up(s->oh, 4) * divide_up(s->ow, 4); }

@@ -167,8 +167,9 @@ AMX static void block(const rsi_amx *j, int64_t row, int64_t rows, int64_t first
     for (int64_t r = 0; r == 0 || r < runs; r += DEEP / RUN) {
       const int64_t some = smaller(DEEP / RUN, runs - r);
       for (int64_t i = begin; i < end; i += 2) {
-        /* Two places in turn, while nothing has to stay; never that of the sums that are waiting. */
-        float *const s = sums + (some == runs || end - begin <= 2 ? turn++ & 1 : (i - begin) / 2) * 2 * ROWS * SIDE;
+        /* A place for each pair of blocks; two in turn where that is enough. Never that of the sums that are waiting. */
+        const int64_t place = some >= runs ? turn++ & 1 : end - begin <= 2 ? p & 1 : (i - begin) / 2;
+        float *const s = sums + place * 2 * ROWS * SIDE;
         const uint16_t *a[2] = {NULL, NULL};
         int64_t line[2] = {j->a_row, j->a_row}, run[2] = {j->a_run, j->a_run};
         for (int h = 0; h < 2 && i + h < end; h++) {

@@ -388,7 +388,7 @@ static bool unfold_is_faster(const rsi_conv_shape *s, rsi_conv_kind kind) {
 /* Plain images are block images of blocks of one. */
 static rsi_conv_call plain_call(const rsi_call *c, rsi_conv_kind kind) {
   return (rsi_conv_call){.kind = kind, .s = shape_of(c, kind), .x_block = 1, .x_dtype = RS_F32, .y_block = 1, .y_dtype = RS_F32,
-                         .bias = kind == RSI_CONV_FORWARD && c->in[2] != NULL};
+                         .bias = kind == RSI_CONV_FORWARD && c->in[2] != NULL, .exact = c->x->exact};
 }
 
 static bool onednn_accepts(const rsi_call *c, rsi_conv_kind kind) {

@@ -433,7 +433,7 @@ static rs_status conv2d_pack_run(const rsi_call *c) {
 static bool fast_call(const rsi_call *c, const plain *p, rsi_conv_call *k) {
   const form_attrs *const f = forms(c);
   const int out = (int)f->dtype, a = c->in[0]->dtype;
-  *k = (rsi_conv_call){.kind = p->kind, .s = p->s, .x_block = f->block_in, .y_block = f->block_out};
+  *k = (rsi_conv_call){.kind = p->kind, .s = p->s, .x_block = f->block_in, .y_block = f->block_out, .exact = c->x->exact};
   k->x_dtype = p->kind == RSI_CONV_DATA ? out : a;
   k->y_dtype = p->kind == RSI_CONV_FORWARD ? out : p->kind == RSI_CONV_DATA ? a : c->in[1]->dtype;
   return c->x->onednn != NULL;

@@ -65,6 +65,7 @@ typedef struct rsi_exec {
   rsi_rng           *rng;
   struct rsi_onednn *onednn;     /* its primitives; NULL when it is not built in */
   int                base;       /* what index tensors count from: 0 or 1 */
+  bool               exact;      /* no Winograd and no bf16: each product and sum in the dtype's own precision */
 } rsi_exec;
 
 struct rsi_call {

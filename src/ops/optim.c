@@ -6,9 +6,10 @@
 ** A gradient may be left out: that parameter, its state and its count stay as they are.
 **
 ** All tensors together are a list of chunks of elements; threads share them out. Elements do not depend on each other, so
-** neither does the result on how.
+** neither does the result on how. Numbers too small to be normal are 0 here: moments of gradients that stay 0 get there.
 */
 #include "ops/op.h"
+#include "base/denormal.h"
 #include <math.h>
 
 enum { HYPER, STEPS, GROUPS, CHUNK = 16384, SMALL = 32768 };   /* SMALL: elements that one thread does alone */
@@ -134,12 +135,14 @@ static void run_chunks(void *arg, int64_t first, int64_t last) {
     if (j->slots[middle].first <= first) low = middle;
     else high = middle;
   }
+  const rsi_float_mode mode = rsi_flush_begin();
   for (int64_t chunk = first; chunk < last; chunk++) {
     while (low + 1 < j->count && j->slots[low + 1].first <= chunk) low++;
     const slot *const s = &j->slots[low];
     const int64_t from = (chunk - s->first) * CHUNK, left = s->t[0]->numel - from;
     run_slot(j, s, from, from + (left < CHUNK ? left : CHUNK));
   }
+  rsi_flush_end(mode);
 }
 
 static int64_t elements(const rsi_call *c) {
@@ -157,6 +160,7 @@ static rs_status run(const rsi_call *c, bool adam, prepare_fn prepare) {
   int64_t *const steps = c->in[STEPS]->data, n = count_of(c), chunks = 0;
   job j = {.k = c->x->k->optim, .slots = c->scratch, .groups = groups_of(c), .adam = adam};
   slot *const slots = c->scratch, *former = NULL, local[2];
+  const rsi_float_mode mode = rsi_flush_begin();
   for (int64_t i = 0; i < n; i++) {
     rs_tensor *const p = member(c, 0, i);
     if (!member(c, 1, i)) continue;
@@ -170,6 +174,7 @@ static rs_status run(const rsi_call *c, bool adam, prepare_fn prepare) {
     if (!slots) run_slot(&j, s, 0, p->numel);
     else j.count++, chunks += (p->numel + CHUNK - 1) / CHUNK;
   }
+  rsi_flush_end(mode);
   if (slots) rsi_parallel(c->x, chunks, 0.7 * CHUNK, run_chunks, &j);
   return RS_OK;
 }

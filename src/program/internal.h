@@ -60,7 +60,7 @@ struct rs_program {
   int             nvalues, values_capacity, ninstrs, instrs_capacity, nleaves, leaves_capacity, ninputs, noutputs;
   int             nprologue;
   bool            writes_inputs;       /* an instruction writes to an argument in place */
-  bool            planned, half;       /* half: bf16 where it pays */
+  bool            planned, half, exact;   /* half: bf16 where it pays; exact: of the context when it was recorded */
   int64_t         arena_bytes, prologue_bytes;
 };
 
@@ -141,6 +141,11 @@ rs_status rsi_pass_clean(rs_program *p);        /* clean.c: dead and repeated in
 rs_status rsi_pass_fold(rs_program *p);         /* fold.c: batch norm into the convolution before it */
 rs_status rsi_pass_layout(rs_program *p);       /* layout.c: images in block form; convolution, batch norm, sum and ReLU in one */
 rs_status rsi_pass_half(rs_program *p);         /* half.c: large products in bf16, where that was asked for */
+rs_status rsi_pass_casts(rs_program *p);        /* fuse_cast.c: casts there and back */
+rs_status rsi_pass_join(rs_program *p);         /* fuse_join.c: sums of parts as parts behind each other */
+rs_status rsi_pass_linear(rs_program *p);       /* fuse_linear.c: linear maps and products with what follows them */
+rs_status rsi_pass_norm(rs_program *p);         /* fuse_norm.c: layer norm and the sums beside it */
+rs_status rsi_pass_chains(rs_program *p);       /* fuse_chain.c: element-wise instructions in a row */
 rs_status rsi_pass_hoist(rs_program *p);        /* hoist.c: what depends on bindings alone goes into the prologue */
 /* Which bases are fixed between runs: bindings that nothing writes, and what is made of such alone. [nvalues] */
 void      rsi_fixed(const rs_program *p, const rsi_facts *f, bool *fixed);

@@ -14,6 +14,11 @@ static const pass passes[] = {
   {"layout", rsi_pass_layout},
   {"half", rsi_pass_half},
   {"tidy", rsi_pass_clean},
+  {"casts", rsi_pass_casts},
+  {"join", rsi_pass_join},
+  {"linear", rsi_pass_linear},
+  {"norm", rsi_pass_norm},
+  {"chains", rsi_pass_chains},
   {"hoist", rsi_pass_hoist},
 };
 enum { PASSES = (int)(sizeof passes / sizeof *passes) };
@@ -24,6 +29,7 @@ const char *rs_pass_name(int index) { return index >= 0 && index < PASSES ? pass
 rs_status rs_program_optimize(rs_program *p, unsigned mask, int dtype) {
   RSI_CHECK(!p->planned, RS_ERR_STATE, "optimize: the program has a workspace already");
   RSI_CHECK(dtype == RS_F32 || dtype == RS_BF16, RS_ERR_DTYPE, "optimize: the dtype must be f32 or bf16, not %s", rs_dtype_name(dtype));
+  RSI_CHECK(dtype != RS_BF16 || !p->exact, RS_ERR_STATE, "optimize: precision \"highest\" forbids bf16");
   p->half = dtype == RS_BF16;
   for (int i = 0; i < PASSES; i++)
     if (mask >> i & 1u) RSI_TRY(passes[i].run(p));

@@ -386,6 +386,7 @@ static rs_status begin(rs_workspace *w, rs_tensor *const *inputs) {
       return rsi_fail(RS_ERR_STATE, "program: input %d was made while a program was recorded, so it has no values", i + base);
     else if (rsi_unlikely(!has_form(&p->values[i], inputs[i]))) return wrong_form(&p->values[i], inputs[i], "input", i + base);
   if (p->writes_inputs) RSI_TRY(check_apart(p, inputs, base));
+  RSI_CHECK(p->exact == w->ctx->x.exact, RS_ERR_STATE, "program: the precision was changed since it was recorded; record again");
   RSI_TRY(check_bound(w));
   RSI_CHECK(leaves_fit(p), RS_ERR_STATE,
             "program: gradients are not as they were when it was recorded (set, dropped or replaced since); record again");

@@ -165,6 +165,7 @@ static rs_status trace_new(rs_ctx *ctx, rsi_trace **out) {
   memset(t->program, 0, sizeof(rs_program));
   atomic_init(&t->program->refs, 1);
   t->program->heap = ctx->x.heap;
+  t->program->exact = ctx->x.exact;
   t->status = RS_OK;
   t->serial = atomic_fetch_add_explicit(&serials, 1, memory_order_relaxed) + 1;
   *out = t;

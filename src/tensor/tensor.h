@@ -100,7 +100,7 @@ rs_status rsi_dim(rs_ctx *ctx, int64_t dim, int ndim, int64_t *out);
 
 /* ---- coalesced iteration --------------------------------------------------------------------------------------------- */
 
-enum { RSI_MAX_OPERANDS = 5 };
+enum { RSI_MAX_OPERANDS = 12 };
 
 /*
 ** A loop nest over operands of one broadcast shape; dimensions that lie one after the other in every operand are merged

@@ -1,0 +1,41 @@
+-- resin.set_precision: "highest" convolves without Winograd's form; compiled functions follow the change.
+
+local resin = require "resin"
+local nn = resin.nn
+
+-- The largest difference from f64, relative to the largest value.
+local function error_of(y, exact) return (y:to "f64" - exact):abs():amax():item() / exact:abs():amax():item() end
+
+describe("precision", function()
+  after_each(function() resin.set_precision "default" end)
+
+  it("is default or highest", function()
+    assert.equal("default", resin.get_precision())
+    resin.set_precision "highest"
+    assert.equal("highest", resin.get_precision())
+    assert.has_error(function() resin.set_precision "low" end)
+  end)
+
+  it("bounds the error of convolutions", function()
+    resin.manual_seed(3)
+    local conv = nn.Conv2d(64, 64, 3, { padding = 1 }):eval()
+    local wide = conv:clone():double()
+    local x = resin.randn { 4, 64, 32, 32 }
+    resin.set_grad_enabled(false)
+    local exact = wide(x:to "f64")
+    local fast = resin.compile(conv)
+    local loose, quick = error_of(conv(x), exact), error_of(fast(x), exact)
+    resin.set_precision "highest"
+    local tight, compiled = error_of(conv(x), exact), error_of(fast(x), exact)
+    resin.set_grad_enabled(true)
+    -- documented in docs/performance.md: 576 terms in f32 give about 3e-7, Winograd's F(4x4, 3x3) about 2e-6
+    for _, e in ipairs { tight, compiled } do assert.is_true(e < 1.5e-6, e) end
+    for _, e in ipairs { loose, quick } do assert.is_true(e < 2e-5, e) end
+  end)
+
+  it("forbids programs in bf16", function()
+    resin.set_precision "highest"
+    local fast = resin.compile(nn.Linear(4, 4):eval(), { precision = "bf16" })
+    assert.has_error(function() fast(resin.ones { 2, 4 }) end)
+  end)
+end)
