@@ -234,16 +234,21 @@ bool rsi_onednn_is_slow(dnnl_primitive_desc_t desc) {
   return strstr(name, "ref") != NULL || strstr(name, "gemm") != NULL;
 }
 
-/* Of two Winograd forms oneDNN offers F(2x2, 3x3) first, which is worse unless tiles are few. */
-static bool wanted(dnnl_primitive_desc_t desc, bool large_tiles) {
+/*
+** Which of the forms that oneDNN offers. LARGE_TILES: of two Winograd forms it offers F(2x2, 3x3) first, which is worse unless tiles
+** are few. APART: not the batched products for AMX, whose generator in 2.6 and 2.7 reads past the end of a table of its own.
+*/
+typedef enum preference { FIRST, LARGE_TILES, APART } preference;
+
+static bool wanted(dnnl_primitive_desc_t desc, preference which) {
   const char *name;
   name_of(desc, &name);
-  return !large_tiles || strstr(name, "4x3") != NULL;
+  return which == FIRST || (which == LARGE_TILES ? strstr(name, "4x3") != NULL : strncmp(name, "brg", 3) != 0);
 }
 
 /* The primitive of the entry's kind; gradients need a forward one as a hint. bias NULL: none. */
 static dnnl_status_t conv_desc(dnnl_engine_t engine, dnnl_primitive_attr_t attr, rsi_conv_kind kind, dnnl_prop_kind_t prop,
-                               dnnl_alg_kind_t algorithm, const md d[OPERANDS], const md *bias, const window *w, bool large_tiles,
+                               dnnl_alg_kind_t algorithm, const md d[OPERANDS], const md *bias, const window *w, preference which,
                                dnnl_primitive_desc_t hint, dnnl_primitive_desc_t *out) {
   const md_ref x = ref(&d[X]), f = ref(&d[W]), y = ref(&d[Y]), b = bias != NULL ? ref(bias) : NULL;
 #if DNNL_VERSION_MAJOR >= 3
@@ -262,7 +267,7 @@ static dnnl_status_t conv_desc(dnnl_engine_t engine, dnnl_primitive_attr_t attr,
       break;
     default: return dnnl_invalid_arguments;
   }
-  while (!wanted(*out, large_tiles) && dnnl_primitive_desc_next_impl(*out) == dnnl_success) {}
+  while (which == LARGE_TILES && !wanted(*out, which) && dnnl_primitive_desc_next_impl(*out) == dnnl_success) {}
   return dnnl_success;
 #else
   dnnl_convolution_desc_t c;
@@ -279,13 +284,14 @@ static dnnl_status_t conv_desc(dnnl_engine_t engine, dnnl_primitive_attr_t attr,
       break;
     default: return dnnl_invalid_arguments;
   }
-  if (!large_tiles) return dnnl_primitive_desc_create(out, &c, attr, engine, hint);
+  if (x->data_type == dnnl_bf16 || y->data_type == dnnl_bf16) which = APART;
+  if (which == FIRST) return dnnl_primitive_desc_create(out, &c, attr, engine, hint);
   dnnl_primitive_desc_iterator_t it;
   DNNL_TRY(dnnl_primitive_desc_iterator_create(&it, &c, attr, engine, hint));
   dnnl_status_t status = dnnl_success;
   dnnl_primitive_desc_t first = dnnl_primitive_desc_iterator_fetch(it), better = NULL;
   if (first == NULL) status = dnnl_unimplemented;
-  while (status == dnnl_success && !wanted(better != NULL ? better : first, large_tiles)) {
+  while (status == dnnl_success && !wanted(better != NULL ? better : first, which)) {
     if (better != NULL) dnnl_primitive_desc_destroy(better), better = NULL;
     if (dnnl_primitive_desc_iterator_next(it) != dnnl_success) break;
     better = dnnl_primitive_desc_iterator_fetch(it);
@@ -391,7 +397,7 @@ static dnnl_status_t make_piece(rsi_onednn *t, const entry *e, const wishes *wis
   dnnl_primitive_attr_t attr = NULL;
   dnnl_status_t status = dnnl_success;
   cut_piece(e, at, size, p);
-  const bool large_tiles = wish->algorithm == dnnl_convolution_winograd && p->s.n * tiles(&p->s) >= MANY_TILES;
+  const preference which = wish->algorithm == dnnl_convolution_winograd && p->s.n * tiles(&p->s) >= MANY_TILES ? LARGE_TILES : FIRST;
   for (int i = 0; i < OPERANDS && status == dnnl_success; i++) {
     status = given_md(k, &p->s, i, &p->op[i].given);
     if (status != dnnl_success) break;
@@ -408,7 +414,7 @@ static dnnl_status_t make_piece(rsi_onednn *t, const entry *e, const wishes *wis
   if (status == dnnl_success && kind != RSI_CONV_FORWARD)
     status = conv_desc(t->engine, t->attr, RSI_CONV_FORWARD, prop, wish->algorithm, hinted, NULL, &p->window, false, NULL, &hint);
   if (status == dnnl_success)
-    status = conv_desc(t->engine, attr, kind, prop, wish->algorithm, asked, k->bias ? &p->bias : NULL, &p->window, large_tiles, hint, &desc);
+    status = conv_desc(t->engine, attr, kind, prop, wish->algorithm, asked, k->bias ? &p->bias : NULL, &p->window, which, hint, &desc);
   if (status == dnnl_success) status = adopt(t, e, wish, p, desc);
   if (attr) dnnl_primitive_attr_destroy(attr);
   if (desc) dnnl_primitive_desc_destroy(desc);

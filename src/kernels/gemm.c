@@ -30,7 +30,7 @@
 
 /* Rows of a tile: 2 * MR sums, two vectors of b and one of a fit in the registers (32, 16, 16). */
 #if RSI_ISA_LEVEL == 2
-enum { MR = 8, DOT_ROWS = 4 };
+enum { MR = 12, DOT_ROWS = 4 };
 #elif RSI_ISA_LEVEL == 1
 enum { MR = 6, DOT_ROWS = 2 };
 #else
@@ -39,7 +39,7 @@ enum { MR = 4, DOT_ROWS = 2 };
 
 /* Written out, so that every compiler sees constant subscripts and keeps the sums in registers. */
 #if RSI_ISA_LEVEL == 2
-#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
+#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
 #elif RSI_ISA_LEVEL == 1
 #define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
 #else
@@ -50,7 +50,7 @@ enum {
   VECTOR = RSI_LANES * 4,       /* bytes */
   DOT_K = 1024,                 /* of one run of dot products: four rows of b stay in L1 */
   GEMV_ROWS = 8,                /* rows of b that one row of c takes up at a time */
-  KC = 256, MC = 168, NC = 1024,
+  KC = 384, MC = 144, NC = 1024,
   PAD = 16,                     /* between rows of a block that was copied: they fall on different sets of the cache */
   SET_BYTES = 2048,             /* rows at a distance that this divides fall on one set, or two */
   PACK_SIDE = 64, PACK_AREA = 65536,   /* a matrix this large is copied when it meets that many rows or columns */

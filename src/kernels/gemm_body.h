@@ -133,7 +133,9 @@ typedef void NAME(tile_fn)(int64_t mr, int64_t k, const T *a, int64_t ars, int64
     }                                                                                                                       \
   }
 #if RSI_ISA_LEVEL == 2
-#define MORE_ROWS(two, part) ROWS(5, two, part) ROWS(6, two, part) ROWS(7, two, part) ROWS(8, two, part)
+#define MORE_ROWS(two, part)                                                                                                \
+  ROWS(5, two, part) ROWS(6, two, part) ROWS(7, two, part) ROWS(8, two, part) ROWS(9, two, part) ROWS(10, two, part)        \
+  ROWS(11, two, part) ROWS(12, two, part)
 #elif RSI_ISA_LEVEL == 1
 #define MORE_ROWS(two, part) ROWS(5, two, part) ROWS(6, two, part)
 #else
