@@ -150,6 +150,97 @@ end
 
 local function defined(t) return t and t.h end
 
+-- ---- recorded beside eager -----------------------------------------------------------------------------------------------
+
+-- Results of the op for `given`, and the gradients of the sum of their squares.
+local function compute(op, sample, specs, given)
+  local list, leaves = {}, {}
+  for i = 1, given.n do
+    if op.has_grad and not sample.no_grad and differentiable(op, specs, i) then
+      given[i]:requires_grad_(true)
+      leaves[#leaves + 1] = given[i]
+    end
+  end
+  local outputs = run(op, given, sample.attrs)
+  for j = 1, #outputs do list[#list + 1] = outputs[j]:detach() end
+  if #leaves == 0 then return list end
+  local total
+  for j = 1, #outputs do
+    if is_float(outputs[j]) and outputs[j].requires_grad then
+      local term = (outputs[j] * outputs[j]):sum()
+      total = total and total + term or term
+    end
+  end
+  local g = total and grad.grad(total, leaves, { allow_unused = true }) or {}
+  for k = 1, #leaves do
+    if defined(g[k]) then list[#list + 1] = g[k] end
+  end
+  return list
+end
+
+local function check_status(status) assert(status == 0, ffi.string(C.rs_last_error())) end
+
+-- The handles of the inputs that are there, and how many.
+local function handles_of(given)
+  local handle, n = ffi.new("rs_tensor *[16]"), 0
+  for i = 1, given.n do
+    if given[i] then
+      handle[n] = given[i].h
+      n = n + 1
+    end
+  end
+  return handle, n
+end
+
+-- A program of compute, and the number of its results.
+local function record(op, sample, specs, inputs)
+  local given = fresh(inputs)
+  local handle, n = handles_of(given)
+  check_status(C.rs_trace_begin(ctx, handle, n))
+  local ok, recorded = pcall(compute, op, sample, specs, given)
+  if not ok then
+    C.rs_trace_abort(ctx)
+    error(recorded, 0)
+  end
+  local outs, program = ffi.new("rs_tensor *[16]"), ffi.new("rs_program *[1]")
+  for j = 1, #recorded do outs[j - 1] = recorded[j].h end
+  check_status(C.rs_trace_end(ctx, outs, #recorded, program))
+  return program[0], #recorded
+end
+
+-- Runs the recording, rewritten by `passes`, on other inputs: bit for bit what eager gives, or within `tolerance`.
+local function check_recorded(op, sample, passes, tolerance)
+  local dtype = dtype_for(op, sample, F32) or dtype_for(op, sample, F64)
+  if not dtype then return end
+  local inputs, specs = samples.make(op, sample, dtype)
+  local program, n = record(op, sample, specs, inputs)
+  check_status(C.rs_program_optimize(program, passes, F32))
+  local workspace = ffi.new("rs_workspace *[1]")
+  check_status(C.rs_workspace_create(ctx, program, workspace))
+  for round = 1, 2 do
+    samples.seed(op.id * 31 + round)
+    local again = samples.make(op, sample, dtype)
+    local arguments = fresh(again)
+    local handle, count = handles_of(arguments)
+    local results = ffi.new("rs_tensor *[16]")
+    rewind()
+    check_status(C.rs_program_run(program, workspace[0], handle, count, results, n))
+    local expected = compute(op, sample, specs, fresh(again))
+    for j = 1, n do
+      local result = Tensor.wrap(results[j - 1])
+      if tolerance then
+        assert.equal(expected[j].dtype, result.dtype)
+        assert.same(expected[j].shape, result.shape)
+        agree(expected[j], result, tolerance, "all passes", j)
+      else
+        same_bits(expected[j], result)
+      end
+    end
+  end
+  C.rs_workspace_release(workspace[0])
+  C.rs_program_release(program)
+end
+
 describe("op table", function()
   local ops = samples.ops()
 
@@ -365,77 +456,12 @@ describe("op table", function()
         end)
 
         it("replays a recording of itself and its gradient with the same bits", function()
+          each_sample(op, function(sample) check_recorded(op, sample, 0) end)
+        end)
+
+        it("gives in a program with all passes what it gives without", function()
           each_sample(op, function(sample)
-            local dtype = dtype_for(op, sample, F32) or dtype_for(op, sample, F64)
-            if not dtype then return end
-            local inputs, specs = samples.make(op, sample, dtype)
-            local function compute(given)
-              local list, leaves = {}, {}
-              for i = 1, given.n do
-                if op.has_grad and not sample.no_grad and differentiable(op, specs, i) then
-                  given[i]:requires_grad_(true)
-                  leaves[#leaves + 1] = given[i]
-                end
-              end
-              local outputs = run(op, given, sample.attrs)
-              for j = 1, #outputs do list[#list + 1] = outputs[j]:detach() end
-              if #leaves > 0 then
-                local total
-                for j = 1, #outputs do
-                  if is_float(outputs[j]) and outputs[j].requires_grad then
-                    local term = (outputs[j] * outputs[j]):sum()
-                    total = total and total + term or term
-                  end
-                end
-                if total then
-                  local g = grad.grad(total, leaves, { allow_unused = true })
-                  for k = 1, #leaves do
-                    if defined(g[k]) then list[#list + 1] = g[k] end
-                  end
-                end
-              end
-              return list
-            end
-            local given, present = fresh(inputs), { n = 0 }
-            for i = 1, given.n do
-              if given[i] then
-                present.n = present.n + 1
-                present[present.n] = given[i]
-              end
-            end
-            local handle = ffi.new("rs_tensor *[16]")
-            for i = 1, present.n do handle[i - 1] = present[i].h end
-            assert(C.rs_trace_begin(ctx, handle, present.n) == 0, ffi.string(C.rs_last_error()))
-            local ok, recorded = pcall(compute, given)
-            if not ok then
-              C.rs_trace_abort(ctx)
-              error(recorded, 0)
-            end
-            local outs = ffi.new("rs_tensor *[16]")
-            for j = 1, #recorded do outs[j - 1] = recorded[j].h end
-            local program, workspace = ffi.new("rs_program *[1]"), ffi.new("rs_workspace *[1]")
-            assert(C.rs_trace_end(ctx, outs, #recorded, program) == 0, ffi.string(C.rs_last_error()))
-            assert(C.rs_workspace_create(ctx, program[0], workspace) == 0, ffi.string(C.rs_last_error()))
-            for round = 1, 2 do
-              samples.seed(op.id * 31 + round)
-              local again = samples.make(op, sample, dtype)
-              local arguments = fresh(again)
-              local at = 0
-              for i = 1, arguments.n do
-                if arguments[i] then
-                  handle[at] = arguments[i].h
-                  at = at + 1
-                end
-              end
-              rewind()
-              local results = ffi.new("rs_tensor *[16]")
-              local status = C.rs_program_run(program[0], workspace[0], handle, at, results, #recorded)
-              assert(status == 0, ffi.string(C.rs_last_error()))
-              local expected = compute(fresh(again))
-              for j = 1, #recorded do same_bits(expected[j], Tensor.wrap(results[j - 1])) end
-            end
-            C.rs_workspace_release(workspace[0])
-            C.rs_program_release(program[0])
+            check_recorded(op, sample, 2 ^ 32 - 1, math.max(sample.tolerance > 0 and sample.tolerance or 1e-5, 2e-5))
           end)
         end)
 

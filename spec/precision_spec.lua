@@ -33,6 +33,18 @@ describe("precision", function()
     for _, e in ipairs { loose, quick } do assert.is_true(e < 2e-5, e) end
   end)
 
+  it("bounds the error of programs in bf16", function()
+    resin.manual_seed(4)
+    resin.set_grad_enabled(false)
+    for _, layer in ipairs { nn.Conv2d(64, 64, 3, { padding = 1 }), nn.Conv2d(32, 96, 1), nn.Linear(32, 512) } do
+      layer:eval()
+      local x = resin.randn { 4, layer.type == "Linear" and 32 or layer.in_channels, 32, 32 }
+      local e = error_of(resin.compile(layer, { precision = "bf16" })(x), layer:clone():double()(x:to "f64"))
+      assert.is_true(e < 1e-2, e)
+    end
+    resin.set_grad_enabled(true)
+  end)
+
   it("forbids programs in bf16", function()
     resin.set_precision "highest"
     local fast = resin.compile(nn.Linear(4, 4):eval(), { precision = "bf16" })
