@@ -67,7 +67,8 @@ help:
 	@echo "make check    the fast tests (under a minute)"
 	@echo "make test     every test"
 	@echo "make lint     warnings of two compilers, luacheck, includes, naming"
-	@echo "make bench    speed, beside PyTorch when it is installed (ONLY=name,name THREADS=1,2)"
+	@echo "make bench    speed, beside PyTorch when it is installed (ONLY=name,name THREADS=1,2 PEERS=eager,compile,onnxruntime SECONDS=2"
+	@echo "              PATIENCE=20 to wait for a quiet machine, DTYPE=bf16, MEASURE=memory, MODE=eager without compiling)"
 	@echo "make asan     the tests under AddressSanitizer; likewise ubsan, tsan"
 	@echo "make compare  200 random models beside torchresidual and torch-circuit, where Python has them"
 	@echo "make docs     docs/ops.md from the op table"
@@ -120,6 +121,10 @@ $(B)/test/%: spec/c/%.c $(OBJECTS) $(B)/obj/ops_api.o
 	@mkdir -p $(@D)
 	$(call SAY,CC)$(CC) $(ALL_CFLAGS) $< $(filter %.o,$^) $(LDFLAGS) $(LIBS) -o $@
 
+# The peak of the machine at hand, so with what it has.
+$(B)/bench/peak: bench/peak.c
+	@mkdir -p $(@D)
+	$(call SAY,CC)$(CC) -std=c11 -O2 -march=native -ffp-contract=fast $(WARN) -D_GNU_SOURCE $< -o $@ -lpthread
 $(B)/bench/%: bench/%.c $(LIB)
 	@mkdir -p $(@D)
 	$(call SAY,CC)$(CC) -std=c11 $(CFLAGS) $(WARN) -D_GNU_SOURCE -Isrc -I$(B) $< -L$(B) -lresin -Wl,-rpath,'$$ORIGIN/..' -o $@
@@ -158,8 +163,9 @@ lint:
 compare: build
 	RESIN=$(B)/resin python3 spec/seeds/compare.py --count 200
 
-bench: build
-	B=$(B) env -u OPENBLAS_CORETYPE $(B)/resin bench/run.lua --only "$(ONLY)" --threads "$(or $(THREADS),1,2)"
+bench: build $(B)/bench/peak $(B)/bench/eager
+	B=$(B) env -u OPENBLAS_CORETYPE $(B)/resin bench/run.lua --only "$(ONLY)" --threads "$(or $(THREADS),1,2)" \
+	  --peers "$(PEERS)" --seconds "$(SECONDS)" --patience "$(PATIENCE)" --mode "$(MODE)" --dtype "$(DTYPE)" --measure "$(MEASURE)"
 
 docs: build
 	cp $(B)/ops.md docs/ops.md

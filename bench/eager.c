@@ -49,7 +49,7 @@ int main(void) {
     const double end = now();
     for (int i = 1; i <= CHAIN; i++) rs_tensor_release(chain[i]);
     const double released = now();
-    rs_zero_grads(&w, 1);
+    rs_zero_grads(ctx, &w, 1);
     forward[r] = (middle - begin + released - end) / CHAIN;   /* giving an op's tensor and node back belongs to its cost */
     backward[r] = (end - middle) / CHAIN;
   }
