@@ -144,7 +144,7 @@ describe("resin.profile", function()
     for _, part in ipairs { '"name": "process_name"', '"name": "program 1"', '"kernel": "adam_step"', '"instruction": ' } do
       assert.is_truthy(text:find(part, 1, true), part)
     end
-    fails("profile: cannot write the trace: ", resin.profile, print, { trace = "/nowhere/at/all.json", runs = 1 })
+    fails("profile: cannot write the trace: ", resin.profile, function() end, { trace = "/nowhere/at/all.json", runs = 1 })
   end)
 
   it("ends when the function fails, and says where it failed", function()
@@ -173,10 +173,10 @@ describe("resin.profile", function()
 
   it("checks its options", function()
     fails("profile: argument 1 must be a function, got number 1", resin.profile, 1)
-    fails('profile: unknown option "run"', resin.profile, print, { run = 1 })
-    fails("profile: runs must be an integer of at least 1", resin.profile, print, { runs = 0 })
-    fails("profile: by must be one of op, instruction", resin.profile, print, { by = "layer" })
-    fails("profile: trace must be a string", resin.profile, print, { trace = true })
+    fails('profile: unknown option "run"', resin.profile, function() end, { run = 1 })
+    fails("profile: runs must be an integer of at least 1", resin.profile, function() end, { runs = 0 })
+    fails("profile: by must be one of op, instruction", resin.profile, function() end, { by = "layer" })
+    fails("profile: trace must be a string", resin.profile, function() end, { trace = true })
   end)
 
   it("allocates nothing while it runs", function()

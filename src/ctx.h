@@ -8,6 +8,12 @@
 
 typedef struct rsi_trace rsi_trace;
 
+/* The buffer that a host lent for profiling; events NULL: none. */
+typedef struct rsi_profile {
+  rs_profile_event *events;
+  size_t            count, capacity, dropped;
+} rsi_profile;
+
 struct rs_ctx {
   rsi_exec       x;             /* what kernels see; x.rng points at rng */
   rsi_rng        rng;
@@ -20,6 +26,7 @@ struct rs_ctx {
   rsi_trace     *paused;        /* the same while it is paused */
   struct rs_walk *suspended;    /* a backward that just stopped at a node of the host's */
   const char    *last_kernel;
+  rsi_profile    profile;
 };
 
 static inline bool rsi_backend_allowed(const rs_ctx *ctx, int backend) { return (ctx->backends >> backend) & 1u; }

@@ -243,6 +243,9 @@ RS_API double    rs_workspace_bytes(const rs_workspace *w);
 RS_API void      rs_workspace_refresh(rs_workspace *w);
 /* Would a run accept these inputs, and are gradients as they were when p was recorded? No message. */
 RS_API int       rs_program_fits(const rs_program *p, rs_tensor *const *inputs, int nin);
+/* Is t a binding of p, other than a gradient that belongs to its parameter? For a host that frees a tensor that p still holds. */
+RS_API int       rs_program_reads(const rs_program *p, const rs_tensor *t);
+RS_API int       rs_tensor_was_recorded(const rs_tensor *t);        /* has a recording ever met it? */
 /* Runs p: no allocation, no lock. outputs[i] receives a tensor owned by the workspace, overwritten by its next run. */
 RS_API rs_status rs_program_run(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin,
                                 rs_tensor **outputs, int nout);
@@ -280,6 +283,24 @@ typedef struct rs_value_info {
 RS_API void      rs_program_describe(const rs_program *p, rs_program_info *out);
 RS_API rs_status rs_program_instruction(const rs_program *p, int index, rs_instruction_info *out);
 RS_API rs_status rs_program_value(const rs_program *p, int id, rs_value_info *out);
+RS_API int       rs_program_output(const rs_program *p, int index);      /* the value that is result `index`; -1 when there is none */
+
+/* ---- profiling ---------------------------------------------------------------------------------------------------- */
+
+/* A kernel that ran. */
+typedef struct rs_profile_event {
+  const char       *op, *kernel;
+  const rs_program *program;           /* whose instruction it was; NULL: an op that was called. Only to tell programs apart */
+  int               instruction;
+  double            start, seconds;    /* of rs_time */
+  double            bytes;             /* of inputs and outputs; what is written in place counts twice */
+} rs_profile_event;
+/*
+** From begin to end, every kernel that this context runs is noted in `events`, which stays the caller's and must live that long.
+** Views run no kernel. When the buffer is full, later events are dropped and counted.
+*/
+RS_API rs_status rs_profile_begin(rs_ctx *ctx, rs_profile_event *events, double capacity);
+RS_API double    rs_profile_end(rs_ctx *ctx, double *dropped);   /* how many events there are; 0 when none was under way */
 
 /* ---- files -------------------------------------------------------------------------------------------------------- */
 

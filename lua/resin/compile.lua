@@ -8,7 +8,6 @@ local lib = require "resin.lib"
 local check = require "resin.check"
 local scope = require "resin.scope"
 local class = require "resin.nn.class"
-local ops = require "resin.ops"
 local grad = require "resin.grad"
 
 local ffi, C, ctx = lib.ffi, lib.C, lib.ctx
@@ -99,6 +98,9 @@ end
 
 -- ---- entries ---------------------------------------------------------------------------------------------------------------
 
+-- All that exist, to be looked through when a tensor is freed.
+local live = setmetatable({}, {__mode = "k"})
+
 local function release(entry)
   if entry.workspace then C.rs_workspace_release(entry.workspace) end
   if entry.program then C.rs_program_release(entry.program) end
@@ -110,6 +112,19 @@ local function guard(entry)
   entry.proxy = newproxy(true)
   getmetatable(entry.proxy).__gc = function() release(entry) end
   return entry
+end
+
+-- A program would keep a tensor alive that its owner has freed, and go on with it: it is dropped, so that the next call runs the
+-- function again and fails where it uses the tensor. What a recording frees itself is of no interest.
+function scope.recorded_freed(h)
+  if C.rs_is_tracing(ctx) ~= 0 then return end
+  for self in pairs(live) do
+    local kept = {}
+    for _, entry in ipairs(self.entries) do
+      if C.rs_program_reads(entry.program, h) ~= 0 then release(entry) else kept[#kept + 1] = entry end
+    end
+    self.entries = kept
+  end
 end
 
 -- What of a module decides how it runs: its tensors and modes.
@@ -159,7 +174,8 @@ local function find(self, static, n, grads)
   local entries = self.entries
   for i = 1, #entries do
     local e = entries[i]
-    if e.static == static and e.grads == grads and (self.module or e.mode == structure.mode) and C.rs_program_fits(e.program, arguments, n) ~= 0 then
+    if e.static == static and e.grads == grads and (self.module or e.mode == structure.mode)
+      and C.rs_program_fits(e.program, arguments, n) ~= 0 then
       if i > 1 then to_front(self, i) end
       return e
     end
@@ -178,8 +194,12 @@ local function invoke(self, args)
   return pack(self.fn(unpack(args, 1, args.n)))
 end
 
+local function report() return require("resin.report.program") end
+
 local function finish_trace(tensors)
-  if #tensors > MOST_ARGUMENTS then check.fail("compile: the function returns %d tensors; at most %d are possible", #tensors, MOST_ARGUMENTS) end
+  if #tensors > MOST_ARGUMENTS then
+    check.fail("compile: the function returns %d tensors; at most %d are possible", #tensors, MOST_ARGUMENTS)
+  end
   for i = 1, #tensors do results[i - 1] = tensors[i].h end
   check.status(C.rs_trace_end(ctx, results, #tensors, out_program))
 end
@@ -194,6 +214,7 @@ local function make_entry(self, static, n, grads, returned)
   entry.template = {}
   for i = 1, returned.n do entry.template[i] = template(returned[i], count) end
   entry.single = returned.n == 1 and getmetatable(entry.template[1]) == Place
+  entry.length, entry.ops = C.rs_program_length(entry.program), report().count_ops(entry.program)      -- as recorded
   local rc = C.rs_program_optimize(entry.program, self.passes, self.dtype)
   if rc == 0 then
     local beside = self.entries[1] and self.entries[1].workspace
@@ -335,6 +356,7 @@ Compiled.__call = call
 
 --- Begins a run in steps, for work that is spread over frames. The program must have been recorded by a call before.
 function Compiled:begin(...)
+  if C.rs_is_tracing(ctx) ~= 0 then check.fail("compile: begin: a run in steps cannot be part of a recording") end
   local args = {n = select("#", ...), ...}
   local list, text = {}, {}
   for i = 1, args.n do flatten(args[i], list, text, 1, "argument " .. i) end
@@ -342,7 +364,9 @@ function Compiled:begin(...)
   for i = 1, #list do arguments[i - 1] = list[i].h end
   local grads = not self.module and C.rs_get_grad_enabled(ctx) ~= 0
   local entry = find(self, #list == args.n and #list or table.concat(text), #list, grads)
-  if not entry then check.fail("compile: begin: nothing was recorded for these arguments; call the compiled function once with them first") end
+  if not entry then
+    check.fail("compile: begin: nothing was recorded for these arguments; call the compiled function once with them first")
+  end
   check.status(C.rs_program_begin(entry.program, entry.workspace, arguments, #list))
   self.under_way = entry
 end
@@ -354,12 +378,25 @@ end
 function Compiled:step(budget_us)
   local entry = self.under_way
   if not entry then check.fail("compile: step: no run is under way; call begin first") end
+  if not entry.program then
+    self.under_way = nil
+    check.fail("compile: step: the program was dropped since begin (reset, changed modules or a freed tensor); begin again")
+  end
   local rc = C.rs_program_step(entry.program, entry.workspace, check.number(budget_us or 0, "compile: step: budget_us", 0))
   if rc == C.RS_MORE then return false end
   self.under_way = nil
   check.status(rc)
   check.status(C.rs_program_finish(entry.program, entry.workspace, results, entry.noutputs))
   return true, give(entry)
+end
+
+--- Gives up a run in steps. What it has written already (parameters, state) stays written.
+---@return resin.Compiled self
+function Compiled:cancel()
+  local entry = self.under_way
+  if entry and entry.program then C.rs_program_cancel(entry.program, entry.workspace) end
+  self.under_way = nil
+  return self
 end
 
 -- ---- looking and resetting -------------------------------------------------------------------------------------------------
@@ -380,10 +417,11 @@ function Compiled:refresh()
   return self
 end
 
---- What was recorded, as text: instructions, kernels, shapes, memory.
+--- What was recorded, as text: instructions, kernels, shapes, what passes made of them, memory.
+---@param options? table lines = 60 (instructions shown of each program); all = true
 ---@return string
-function Compiled:explain()
-  return require("resin.report.program").explain(self)
+function Compiled:explain(options)
+  return report().explain(self, options)
 end
 
 function Compiled:__tostring()
@@ -437,6 +475,7 @@ local function compile(fn, options)
                 max_programs = check.integer(options.max_programs or 8, "compile: max_programs", 1, 1024),
                 passes = pass_mask(options.passes), dtype = precision_code(options.precision)}
   self.fn = module and function(...) return module(...) end or fn
+  live[self] = true
   return setmetatable(self, Compiled)
 end
 

@@ -132,7 +132,7 @@ end
 
 local parts = {
   nn = "resin.nn", optim = "resin.optim", data = "resin.data", doctor = "resin.doctor",
-  blocks = "resin.blocks", models = "resin.models", compile = "resin.compile",
+  blocks = "resin.blocks", models = "resin.models", compile = "resin.compile", profile = "resin.profile",
 }
 
 return setmetatable(resin, {

@@ -100,11 +100,15 @@ function scope.promote(t)
 end
 local promote = scope.promote
 
+---What compile.lua does when a tensor is freed that a recording met.
+function scope.recorded_freed() end
+
 ---Frees a tensor now. Later use of it is an error; freeing it twice is allowed.
 ---@param t resin.Tensor
 function scope.free(t)
   local h = t.h
   if not h then return end
+  if C.rs_tensor_was_recorded(h) ~= 0 then scope.recorded_freed(h) end
   if t.s then t.s = false else gc(h, nil) end
   t.h = false
   C.rs_tensor_release(h)

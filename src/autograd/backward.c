@@ -37,7 +37,7 @@ static bool exclusive(const rs_tensor *t) {
 
 /* Both can be added row by row without looking further: the usual case, worth a way around the dispatcher. */
 static bool plain_pair(const rs_ctx *ctx, const rs_tensor *a, const rs_tensor *b) {
-  return !ctx->trace && a->dtype == b->dtype && a->dtype <= RS_F64 && rsi_is_contiguous(a) && rsi_is_contiguous(b) &&
+  return !ctx->trace && !ctx->profile.events && a->dtype == b->dtype && a->dtype <= RS_F64 && rsi_is_contiguous(a) && rsi_is_contiguous(b) &&
          a->numel == b->numel && a->numel <= PLAIN_LIMIT;
 }
 

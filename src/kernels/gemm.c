@@ -51,6 +51,7 @@ enum {
   DOT_K = 1024,                 /* of one run of dot products: four rows of b stay in L1 */
   GEMV_ROWS = 8,                /* rows of b that one row of c takes up at a time */
   KC = 384, MC = 144, NC = 1024,
+  FETCH_K = 32,                 /* sums of fewer products do not wait for c */
   PAD = 16,                     /* between rows of a block that was copied: they fall on different sets of the cache */
   SET_BYTES = 2048,             /* rows at a distance that this divides fall on one set, or two */
   PACK_SIDE = 64, PACK_AREA = 65536,   /* a matrix this large is copied when it meets that many rows or columns */

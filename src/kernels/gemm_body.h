@@ -98,9 +98,9 @@ ALWAYS void NAME(tile)(int mr, bool two, bool part, bool packed, int64_t k, cons
     if (two) NAME(put)(part, c + i * ldc + LANES, mask, beta, right[i]);                                                    \
   }
   EACH_ROW(BEGIN)
-  /* The tile of c comes while the sums are made. */
+  /* The tile of c comes while the sums are made, when that takes long enough. */
 #define FETCH(i) if (i < mr) __builtin_prefetch(c + i * ldc, 1), __builtin_prefetch(c + i * ldc + NR - 1, 1);
-  EACH_ROW(FETCH)
+  if (k >= FETCH_K) { EACH_ROW(FETCH) }
 #undef FETCH
   for (int64_t p = 0, at = 0; p < k; p++, b += brs) {
     const V l = NAME(load_if)(part && !two, b, mask), r = two ? NAME(load_if)(part, b + LANES, mask) : l;

@@ -1,9 +1,9 @@
 /*
 ** Elementary functions that a compiler turns into vector code: no branches (both sides are computed, then one selected), no
 ** calls, no tables. So a loop over rsi_exp_f32 becomes SIMD code in every instruction set, and its scalar tail gives the same
-** function. Errors are below 2.3 ulp over all floats (gelu: 9, in its left tail), also where the compiler contracts a product
-** and a sum into one rounding; infinities, NaN, denormals and overflow are as in C. Polynomials are weighted minimax fits made
-** for this file. The f64 forms call libm.
+** function. Errors are below 2.3 ulp over all floats, also where the compiler contracts a product and a sum into one rounding;
+** infinities, NaN, denormals and overflow are as in C, but for what is made of rsi_exp_down_f32 (sigmoid, tanh, gelu, erf): its
+** results below 2^-126 are 0. Polynomials are weighted minimax fits made for this file. The f64 forms call libm.
 **
 ** A trick used throughout: adding 1.5 * 2^23 to a float leaves its nearest integer in the low bits of the sum.
 */
@@ -30,6 +30,15 @@ static inline float rsi_of_bits(uint32_t u) {
 #define RSI_V_LN2_HI 0.693359375f          /* 10 bits: its product with an exponent is exact */
 #define RSI_V_LN2_LO (-2.12194440e-4f)
 
+/* a b - c, the product exact where the instruction set has it; elsewhere callers give operands whose product is exact. */
+static inline float rsi_v_fused(float a, float b, float c) {
+#ifdef __FMA__
+  return __builtin_fmaf(a, b, -c);
+#else
+  return a * b - c;
+#endif
+}
+
 /* 2^k for k in -126..127. */
 static inline float rsi_v_pow2(int32_t k) { return rsi_of_bits((uint32_t)(k + 127) << 23); }
 
@@ -52,6 +61,30 @@ static inline float rsi_v_exp_parts(float x, float lo) {
 
 static inline float rsi_exp_f32(float x) { return rsi_v_exp_parts(x, 0.0f); }
 
+/*
+** exp(x) of an x that is not positive, and 0 where that would be denormal: half the work of the whole range. The integer that
+** the magic number leaves is the exponent of 2^k already, bias and all.
+*/
+#define RSI_V_MAGIC_127 12583039.0f        /* RSI_V_MAGIC + 127 */
+#define RSI_V_EXP_LEAST (-87.3365402f)     /* ln 2^-126, rounded towards 0 */
+
+/* exp(r) 2^(n) where t = n + RSI_V_MAGIC_127 */
+static inline float rsi_v_exp_scaled(float r, float t) {
+  float p = 0.00138131424f;
+  p = p * r + 0.00836941904f;
+  p = p * r + 0.0416684568f;
+  p = p * r + 0.166665148f;
+  p = p * r + 0.499999931f;
+  p = p * r + 1.0f;
+  return (p * r + 1.0f) * rsi_of_bits(rsi_bits_of(t) << 23);
+}
+
+static inline float rsi_exp_down_f32(float x) {
+  const float t = x * 1.44269504f + RSI_V_MAGIC_127, n = t - RSI_V_MAGIC_127;
+  const float y = rsi_v_exp_scaled((x - n * RSI_V_LN2_HI) - n * RSI_V_LN2_LO, t);
+  return x < RSI_V_EXP_LEAST ? 0.0f : y;
+}
+
 /* 2^k (1 + p) - 1 with p = exp(r) - 1, computed at half size so that 2^k does not overflow before the result does. */
 static inline float rsi_expm1_f32(float x) {
   x = x > 89.0f ? 89.0f : x;
@@ -71,7 +104,7 @@ static inline float rsi_expm1_f32(float x) {
 
 /* exp(-|x|) never overflows, and z / (1 + z) keeps the small values of the left tail. */
 static inline float rsi_sigmoid_f32(float x) {
-  const float z = rsi_exp_f32(-fabsf(x));
+  const float z = rsi_exp_down_f32(-fabsf(x));
   return (x >= 0.0f ? 1.0f : z) / (1.0f + z);
 }
 
@@ -82,7 +115,7 @@ static inline float rsi_tanh_f32(float x) {
   p = p * z - 0.0536880245f;
   p = p * z + 0.133308304f;
   p = p * z - 0.333332598f;
-  const float near = x + x * z * p, far = 1.0f - 2.0f / (rsi_exp_f32(2.0f * a) + 1.0f);
+  const float e = rsi_exp_down_f32(-2.0f * a), near = x + x * z * p, far = (1.0f - e) / (1.0f + e);
   return a < 0.625f ? near : copysignf(far, x);
 }
 
@@ -130,20 +163,34 @@ static inline float rsi_log1p_f32(float x) {
 
 /* ---- the error function and the normal distribution ------------------------------------------------------------------ */
 
-/* exp(t * t) erfc(t), 0 <= t <= 10.5: a polynomial in (t - 3) / (t + 3) */
-static inline float rsi_v_erfcx(float t) {
-  const float s = (t - 3.0f) / (t + 3.0f);
-  float p = 5.60511806e-05f;
-  p = p * s + 2.9194896e-05f;
-  p = p * s - 0.000594430844f;
-  p = p * s + 0.00071558216f;
-  p = p * s + 0.00426876601f;
-  p = p * s - 0.0243942125f;
-  p = p * s + 0.071665886f;
-  p = p * s - 0.150115782f;
-  p = p * s + 0.245603796f;
-  p = p * s - 0.326233564f;
-  return p * s + 0.179001151f;
+/* exp(a^2 / 2) P(X > a) of a standard normal X, 0 <= a <= 13.3: a polynomial in (a - 3) / (a + 3) */
+static inline float rsi_v_mills(float a) {
+  const float s = (a - 3.0f) / (a + 3.0f);
+  float p = 5.4150885e-05f;
+  p = p * s + 0.000116037438f;
+  p = p * s - 0.000339911348f;
+  p = p * s - 0.000984182814f;
+  p = p * s + 0.00290470268f;
+  p = p * s + 0.00613218313f;
+  p = p * s - 0.0462133139f;
+  p = p * s + 0.123225018f;
+  p = p * s - 0.206402615f;
+  return p * s + 0.121513948f;
+}
+
+/*
+** exp(-a^2 / 2), 0 <= a <= 13.2. The tails keep their relative accuracy only if the square does: one fused operation takes the
+** exponent's whole part from the exact square, or the square is made in two parts, of which h * h is exact (h has 12 bits).
+*/
+static inline float rsi_v_bell(float a) {
+#ifdef __FMA__
+  const float half = -0.5f * a, t = rsi_v_fused(half * 1.44269504f, a, -RSI_V_MAGIC_127), n = t - RSI_V_MAGIC_127;
+  return rsi_v_exp_scaled(rsi_v_fused(half, a, n * RSI_V_LN2_HI) - n * RSI_V_LN2_LO, t);
+#else
+  const float h = rsi_of_bits(rsi_bits_of(a) & 0xFFFFF000u), x = -0.5f * (h * h), lo = -0.5f * ((a - h) * (a + h));
+  const float t = (x + lo) * 1.44269504f + RSI_V_MAGIC_127, n = t - RSI_V_MAGIC_127;
+  return rsi_v_exp_scaled(((x - n * RSI_V_LN2_HI) + lo) - n * RSI_V_LN2_LO, t);
+#endif
 }
 
 static inline float rsi_erf_f32(float x) {
@@ -155,32 +202,30 @@ static inline float rsi_erf_f32(float x) {
   p = p * z + 0.112835853f;
   p = p * z - 0.376126258f;
   p = p * z + 0.128379167f;
-  const float far = 1.0f - rsi_exp_f32(-z) * rsi_v_erfcx(a);
+  const float far = 1.0f - 2.0f * rsi_exp_down_f32(-z) * rsi_v_mills(a * 1.41421356f);
   return a < 1.0f ? x + x * p : copysignf(far, x);
 }
 
-/*
-** The normal distribution: returns P(X <= x) and sets *density. The square of x in two parts, so that the tails keep their
-** relative accuracy: h has 12 bits, h * h is exact, and (x - h)(x + h) is small.
-*/
-static inline float rsi_v_normal(float x, float *density) {
-  const float a = fabsf(x) > 14.8f ? 14.8f : fabsf(x), h = rsi_of_bits(rsi_bits_of(a) & 0xFFFFF000u);
-  const float e = rsi_v_exp_parts(-0.5f * (h * h), -0.5f * ((a - h) * (a + h)));
-  const float tail = 0.5f * rsi_v_erfcx(a * 0.707106781f) * e;
-  *density = e * 0.398942280f;
-  return x < 0.0f ? tail : 1.0f - tail;
+/* |x| where the normal distribution is worth computing, and P(X > |x|); sets *bell to exp(-x^2 / 2). Beyond, both are 0. */
+static inline float rsi_v_tail(float x, float *a, float *bell) {
+  const float b = fabsf(x) > 13.2f ? 13.2f : fabsf(x), e = rsi_v_bell(b);
+  *a = b;
+  *bell = fabsf(x) > 13.19f ? 0.0f : e;
+  return *bell * rsi_v_mills(b);
 }
 
-/* x P(X <= x) and its derivative */
+/* x P(X <= x) = max(x, 0) - |x| P(X > |x|) */
 static inline float rsi_gelu_f32(float x) {
-  float density;
-  return x * rsi_v_normal(x, &density);
+  float a, bell;
+  const float tail = rsi_v_tail(x, &a, &bell);
+  return (x > 0.0f ? x : 0.0f) - a * tail;
 }
 
+/* Its derivative P(X <= x) + x density(x) */
 static inline float rsi_gelu_slope_f32(float x) {
-  float density;
-  const float p = rsi_v_normal(x, &density);
-  return p + x * density;
+  float a, bell;
+  const float tail = rsi_v_tail(x, &a, &bell), left = tail - a * (bell * 0.398942280f);
+  return x > 0.0f ? 1.0f - left : left;
 }
 
 /*

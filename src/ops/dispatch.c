@@ -6,6 +6,7 @@
 #include "ctx.h"
 #include "autograd/autograd.h"
 #include "program/program.h"
+#include "profile.h"
 #include <string.h>
 
 enum { FEW_INPUTS = 16 };
@@ -187,12 +188,16 @@ static const rsi_kernel *choose(const rs_ctx *ctx, const rsi_call *c, int dtype)
   return NULL;
 }
 
+static rs_status run_now(rs_ctx *ctx, rsi_call *c, const rsi_kernel *k) {
+  return rsi_likely(!ctx->profile.events) ? k->run(c) : rsi_profile_run(ctx, c, k, NULL, 0);
+}
+
 static rs_status run_kernel(rs_ctx *ctx, rsi_call *c, const rsi_kernel *k) {
   const size_t scratch = k->scratch ? k->scratch(c) : 0;
   ctx->last_kernel = k->name;
-  if (rsi_likely(scratch == 0)) return k->run(c);
+  if (rsi_likely(scratch == 0)) return run_now(ctx, c, k);
   RSI_TRY(rsi_alloc(ctx->x.heap, scratch, &c->scratch));
-  const rs_status status = k->run(c);
+  const rs_status status = run_now(ctx, c, k);
   rsi_free(ctx->x.heap, c->scratch, scratch);
   c->scratch = NULL;
   return status;

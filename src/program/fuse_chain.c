@@ -7,7 +7,10 @@
 #include "ops/fused.h"
 #include <string.h>
 
-enum { LEAST_ROW = 64 };   /* elements that lie together in every operand: shorter rows are not worth a tile */
+enum {
+  LEAST = 2048,        /* elements of a value: below that reading the steps costs more than the way to memory and back */
+  LEAST_ROW = 64       /* elements that lie together in every operand: shorter rows are not worth a tile */
+};
 
 /* ---- which ops are steps ------------------------------------------------------------------------------------------------ */
 
@@ -157,7 +160,7 @@ static bool is_candidate(const chain *c, int k) {
   if (!form_of(p, &p->instrs[k], &f)) return false;
   const int out = result_of(c, k);
   const rsi_value *const v = &p->values[out];
-  if (v->base != out || v->kind == RSI_V_ARG || rsi_value_numel(p, out) == 0 || c->f.def[out] != k) return false;
+  if (v->base != out || v->kind == RSI_V_ARG || rsi_value_numel(p, out) < LEAST || c->f.def[out] != k) return false;
   if (v->kind == RSI_V_TEMP ? c->f.written[out] : c->u.viewed[out]) return false;
   if (v->kind == RSI_V_BOUND)          /* the only one that writes it */
     for (int t = 0; t < p->ninstrs; t++)

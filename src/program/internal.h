@@ -46,9 +46,10 @@ typedef struct rsi_leaf {
   rsi_node  *node;                     /* one reference */
   uint8_t    before;                   /* what the gradient must be before a run: RSI_GRAD_… */
   rs_tensor *expected, *after;         /* RSI_GRAD_THIS: the tensor; what it is after a run (NULL: none). References */
+  rs_tensor *former;                   /* while it is recorded: the gradient before, which the leaf gets back. A reference */
 } rsi_leaf;
 
-/* Immutable once a workspace was made of it. */
+/* Planned when it is recorded and when it is optimised, so that making workspaces, in any thread, only reads it. */
 struct rs_program {
   _Atomic int32_t refs;
   rsi_heap       *heap;
@@ -60,7 +61,9 @@ struct rs_program {
   int             nvalues, values_capacity, ninstrs, instrs_capacity, nleaves, leaves_capacity, ninputs, noutputs;
   int             nprologue;
   bool            writes_inputs;       /* an instruction writes to an argument in place */
-  bool            planned, half, exact;   /* half: bf16 where it pays; exact: of the context when it was recorded */
+  bool            half, exact;         /* half: bf16 where it pays; exact: of the context when it was recorded */
+  bool            spoiled;             /* a pass failed half-way */
+  _Atomic bool    used;                /* a workspace was made of it: it does not change any more */
   int64_t         arena_bytes, prologue_bytes;
 };
 

@@ -110,6 +110,9 @@ static void set_twin(layout *l, int id, int made, int64_t b) {
     return;
   }
   *i = (image){.twin = made, .block = b, .no_plain = true, .taps = -1, .pool = -1};
+  if (!l->facts->written[rsi_base_of(l->p, id)]) return;
+  (void)plain(l, id);                  /* a later write changes the plain form; the twin would be stale */
+  i->twin = -1;
 }
 
 /* ---- convolutions ------------------------------------------------------------------------------------------------------- */

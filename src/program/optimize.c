@@ -27,12 +27,15 @@ int rs_pass_count(void) { return PASSES; }
 const char *rs_pass_name(int index) { return index >= 0 && index < PASSES ? passes[index].name : NULL; }
 
 rs_status rs_program_optimize(rs_program *p, unsigned mask, int dtype) {
-  RSI_CHECK(!p->planned, RS_ERR_STATE, "optimize: the program has a workspace already");
+  RSI_CHECK(!atomic_load_explicit(&p->used, memory_order_relaxed), RS_ERR_STATE, "optimize: the program has a workspace already");
   RSI_CHECK(dtype == RS_F32 || dtype == RS_BF16, RS_ERR_DTYPE, "optimize: the dtype must be f32 or bf16, not %s", rs_dtype_name(dtype));
   RSI_CHECK(dtype != RS_BF16 || !p->exact, RS_ERR_STATE, "optimize: precision \"highest\" forbids bf16");
   p->half = dtype == RS_BF16;
+  p->spoiled = true;
   for (int i = 0; i < PASSES; i++)
     if (mask >> i & 1u) RSI_TRY(passes[i].run(p));
+  RSI_TRY(rsi_plan(p));
+  p->spoiled = false;
   return RS_OK;
 }
 
@@ -70,3 +73,13 @@ rs_status rs_program_value(const rs_program *p, int id, rs_value_info *out) {
   for (int d = 0; d < v->desc.ndim; d++) out->shape[d] = v->desc.shape[d];
   return RS_OK;
 }
+
+int rs_program_reads(const rs_program *p, const rs_tensor *t) {
+  for (int i = 0; i < p->nleaves; i++)
+    if (p->leaves[i].after == t || p->leaves[i].expected == t) return 0;
+  for (int i = 0; i < p->nvalues; i++)
+    if (p->values[i].bound == t) return 1;
+  return 0;
+}
+
+int rs_program_output(const rs_program *p, int index) { return index >= 0 && index < p->noutputs ? p->outputs[index] : -1; }

@@ -137,6 +137,5 @@ rs_status rsi_plan(rs_program *p) {
   for (int i = 0; i < p->nvalues; i++)
     if (lot_of[i] >= 0) p->values[i].place = lots[lot_of[i]].place;
   rsi_free(p->heap, block, bytes);
-  p->planned = true;
   return RS_OK;
 }

@@ -6,6 +6,7 @@
 ** Invariant: tensors[id] of an argument, or of a view of one, borrows the storage of the caller's tensor while a run lasts.
 */
 #include "program/internal.h"
+#include "profile.h"
 #include <string.h>
 
 typedef struct arena {
@@ -14,6 +15,7 @@ typedef struct arena {
   rsi_storage storage;          /* what the headers of temporaries point at; never freed through it */
   char       *base;
   size_t      bytes;
+  const rs_workspace *stepping; /* whose run in steps is under way: what lies here is needed */
 } arena;
 
 struct rs_workspace {
@@ -195,6 +197,7 @@ static void drop_held(rs_workspace *w) {
     w->held[i] = NULL;
   }
   w->at = -1;
+  if (w->arena && w->arena->stepping == w) w->arena->stepping = NULL;
 }
 
 static size_t take(size_t *at, size_t bytes) {
@@ -225,7 +228,10 @@ rs_status rs_workspace_create_beside(rs_ctx *ctx, const rs_program *program, rs_
   void *block;
   *out = NULL;
   RSI_CHECK(!beside || beside->ctx == ctx, RS_ERR_ARG, "workspace: one context's workspaces share memory; the other belongs to another");
-  if (!p->planned) RSI_TRY(rsi_plan(p));
+  RSI_CHECK(!beside || !beside->arena->stepping, RS_ERR_STATE,
+            "workspace: a run in steps is under way in the memory that is to be shared; finish or cancel it first");
+  RSI_CHECK(!p->spoiled, RS_ERR_STATE, "workspace: rewriting the program failed half-way; record again");
+  atomic_store_explicit(&p->used, true, memory_order_relaxed);
   for (int k = 0; k < p->ninstrs; k++) operands += (size_t)(p->instrs[k].nin + p->instrs[k].nout);
   const size_t n = (size_t)p->nvalues;
   take(&at, sizeof(rs_workspace));
@@ -293,10 +299,12 @@ static bool has_form(const rsi_value *v, const rs_tensor *t) {
 }
 
 static rs_status wrong_form(const rsi_value *v, const rs_tensor *t, const char *what, int number) {
+  bool strides = t->dtype == v->desc.dtype && t->ndim == v->desc.ndim;
+  for (int i = 0; i < t->ndim && strides; i++) strides = t->shape[i] == v->desc.shape[i];
   return rsi_fail(RS_ERR_SHAPE,
                   "program: %s %d is %s %s, but was recorded as %s %s%s; record again", what, number, rs_dtype_name(t->dtype), rsi_text(t),
                   rs_dtype_name(v->desc.dtype), rsi_shape_text(v->desc.ndim, v->desc.shape),
-                  t->dtype == v->desc.dtype && t->ndim == v->desc.ndim ? " (or has other strides)" : "");
+                  strides ? " with other strides" : "");
 }
 
 /* Arguments were apart when they were recorded; a program that writes one must not meet it as another. */
@@ -312,8 +320,9 @@ static rs_status check_bound(const rs_workspace *w) {
   for (int b = 0; b < w->nbound; b++) {
     const rsi_value *const v = &w->program->values[w->bound[b]];
     const rs_tensor *const t = v->bound;
-    if (rsi_likely(t->data == v->data && t->dtype == v->desc.dtype && t->ndim == v->desc.ndim)) continue;
-    if (!has_form(v, t)) return wrong_form(v, t, "bound tensor", b + w->ctx->x.base);
+    const bool same = has_form(v, t);
+    if (rsi_likely(same && t->data == v->data)) continue;
+    if (!same) return wrong_form(v, t, "bound tensor", b + w->ctx->x.base);
     return rsi_fail(RS_ERR_STATE, "program: bound tensor %d, %s %s, was given other memory since it was recorded; record again",
                     b + w->ctx->x.base, rs_dtype_name(t->dtype), rsi_text(t));
   }
@@ -341,6 +350,7 @@ int rs_program_fits(const rs_program *p, rs_tensor *const *inputs, int nin) {
 /* Runs the instructions first..last-1 until `end` (seconds; 0: no limit). Returns where it stopped through `at`. */
 static rs_status run_range(rs_workspace *w, int *at, int last, double end) {
   const rs_program *const p = w->program;
+  const bool profiled = w->ctx->profile.events != NULL;
   for (int k = *at; k < last; k++) {
     const rsi_instr *const instr = &p->instrs[k];
     if (!instr->kernel) continue;
@@ -349,7 +359,7 @@ static rs_status run_range(rs_workspace *w, int *at, int last, double end) {
       return RS_OK;
     }
     const rsi_call *const c = &w->calls[k];
-    const rs_status status = instr->kernel->run(c);
+    const rs_status status = rsi_likely(!profiled) ? instr->kernel->run(c) : rsi_profile_run(w->ctx, c, instr->kernel, p, k);
     if (rsi_unlikely(status != RS_OK)) return rsi_fail_prefix(status, instr->op->name);
     if (rsi_unlikely(instr->marks))
       for (int a = 0; a < c->nin; a++)
@@ -380,7 +390,8 @@ void rs_workspace_refresh(rs_workspace *w) { w->ready = false; }
 static rs_status begin(rs_workspace *w, rs_tensor *const *inputs) {
   const rs_program *const p = w->program;
   const int base = w->ctx->x.base;
-  RSI_CHECK(w->at < 0, RS_ERR_STATE, "program: a run in steps is under way in this workspace; finish it first");
+  RSI_CHECK(!w->arena->stepping, RS_ERR_STATE, "program: a run in steps is under way in %s; finish or cancel it first",
+            w->arena->stepping == w ? "this workspace" : "a workspace that shares its memory with this one");
   for (int i = 0; i < p->ninputs; i++)
     if (rsi_unlikely(inputs[i]->flags & RSI_PHANTOM))
       return rsi_fail(RS_ERR_STATE, "program: input %d was made while a program was recorded, so it has no values", i + base);
@@ -477,6 +488,7 @@ rs_status rs_program_begin(const rs_program *p, rs_workspace *w, rs_tensor *cons
   RSI_TRY(begin(w, inputs));
   for (int i = 0; i < nin; i++) w->held[i] = rs_tensor_retain(inputs[i]);
   w->at = p->nprologue;
+  w->arena->stepping = w;
   return RS_OK;
 }
 

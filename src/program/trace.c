@@ -108,6 +108,7 @@ static rs_status note_leaf(rsi_trace *t, rsi_node *node, bool replaced) {
   rs_tensor *const grad = node->kept[0];
   *leaf = (rsi_leaf){.node = rsi_node_retain(node), .before = replaced ? RSI_GRAD_ANY : grad ? RSI_GRAD_THIS : RSI_GRAD_NONE};
   if (leaf->before == RSI_GRAD_THIS) leaf->expected = rs_tensor_retain(grad);
+  if (grad) leaf->former = rs_tensor_retain(grad);
   return RS_OK;
 }
 
@@ -122,30 +123,27 @@ rs_status rsi_trace_leaf(rs_ctx *ctx, rsi_node *node, bool replaced) {
 static rs_status settle_leaf(rsi_trace *t, rsi_leaf *leaf) {
   rs_tensor *const grad = leaf->node->kept[0];
   if (!grad) return RS_OK;
-  if (grad->trace_serial == t->serial) {
-    rsi_value *const v = &t->program->values[grad->trace_id];
-    RSI_CHECK(v->kind == RSI_V_TEMP || v->kind == RSI_V_BOUND, RS_ERR_UNSUPPORTED,
-              "compile: a gradient of shape %s is an input or a view of another tensor; clone it first", rsi_text(grad));
-    if (v->kind == RSI_V_TEMP) {
-      rs_tensor *real;
-      RSI_TRY(rsi_tensor_new(t->program->heap, &v->desc, &real));
-      memset(real->data, 0, real->storage->bytes);
-      v->kind = RSI_V_BOUND;
-      v->bound = real;
-      v->data = real->data;
-    }
-    leaf->node->kept[0] = rs_tensor_retain(v->bound);
-    rs_tensor_release(grad);
+  leaf->after = rs_tensor_retain(grad);
+  if (grad->trace_serial != t->serial) return RS_OK;
+  rsi_value *const v = &t->program->values[grad->trace_id];
+  RSI_CHECK(v->kind == RSI_V_TEMP || v->kind == RSI_V_BOUND, RS_ERR_UNSUPPORTED,
+            "compile: a gradient of shape %s is an input or a view of another tensor; clone it first", rsi_text(grad));
+  if (v->kind == RSI_V_TEMP) {
+    RSI_TRY(rsi_tensor_new(t->program->heap, &v->desc, &v->bound));
+    memset(v->bound->data, 0, v->bound->storage->bytes);
+    v->kind = RSI_V_BOUND;
+    v->data = v->bound->data;
   }
-  leaf->after = rs_tensor_retain(leaf->node->kept[0]);
+  rs_tensor_release(leaf->after);
+  leaf->after = rs_tensor_retain(v->bound);
   return RS_OK;
 }
 
-/* A recording is given up: leaves must not be left with gradients that have no values. */
+/* The recording computed nothing, so leaves have the gradients that they had before it. */
 static void restore_leaf(rsi_leaf *leaf) {
   rs_tensor *const grad = leaf->node->kept[0];
-  if (!grad || !(grad->flags & RSI_PHANTOM)) return;
-  leaf->node->kept[0] = leaf->expected ? rs_tensor_retain(leaf->expected) : NULL;
+  leaf->node->kept[0] = leaf->former;
+  leaf->former = NULL;
   rs_tensor_release(grad);
 }
 
@@ -222,12 +220,14 @@ rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program
       rsi_value *const v = &p->values[rsi_base_of(p, p->outputs[i])];
       v->kept = v->kind == RSI_V_TEMP;
     }
+    if (status == RS_OK) status = rsi_plan(p);
   }
   if (status != RS_OK) {
     rs_trace_abort(ctx);
     return status;
   }
   ctx->trace = NULL;
+  for (int i = 0; i < p->nleaves; i++) restore_leaf(&p->leaves[i]);
   rsi_free(p->heap, t, sizeof *t);
   rsi_ctx_retain(ctx);
   p->ctx = ctx;
@@ -246,6 +246,8 @@ int rs_trace_pause(rs_ctx *ctx, int paused) {
   }
   return former;
 }
+
+int rs_tensor_was_recorded(const rs_tensor *t) { return t->trace_serial != 0; }
 
 int rs_is_tracing(const rs_ctx *ctx) { return ctx->trace != NULL; }
 

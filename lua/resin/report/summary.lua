@@ -7,6 +7,7 @@ local describe = require "resin.nn.describe"
 local shapes = require "resin.nn.shapes"
 local cost = require "resin.report.cost"
 local graph = require "resin.report.graph"
+local text = require "resin.report.text"
 
 ---@class resin.report.Summary
 ---@field layers table[]  {name, title, type, depth, output, parameters, multiply_adds, bytes, shared}
@@ -96,15 +97,6 @@ end
 
 -- ---- printing -------------------------------------------------------------------------------------------------------------
 
-local UNITS = {{2 ^ 30, "GB"}, {2 ^ 20, "MB"}, {2 ^ 10, "KB"}}
-
-local function bytes_text(n)
-  for _, unit in ipairs(UNITS) do
-    if n >= unit[1] then return ("%.1f %s"):format(n / unit[1], unit[2]) end
-  end
-  return ("%d B"):format(n)
-end
-
 local function count_text(n) return n > 0 and describe.count(n) or "" end
 
 local HEAD = {"name", "layer", "output", "parameters", "multiply-adds", "memory"}
@@ -115,14 +107,14 @@ local function cells_of(row)
   local title = ("  "):rep(row.depth) .. row.title
   if #title > WIDEST then title = title:sub(1, WIDEST - 3) .. "..." end
   return {row.name, title .. (row.shared and " (again)" or ""), row.output and shapes.text(row.output) or "?",
-          count_text(row.parameters), count_text(row.multiply_adds), row.bytes > 0 and bytes_text(row.bytes) or ""}
+          count_text(row.parameters), count_text(row.multiply_adds), row.bytes > 0 and text.bytes(row.bytes) or ""}
 end
 
 function Summary:__tostring()
   local rows, width = {HEAD}, {}
   for _, row in ipairs(self.layers) do rows[#rows + 1] = cells_of(row) end
   rows[#rows + 1] = {"total", "", self.output and shapes.text(self.output) or "?", count_text(self.parameters),
-                     count_text(self.multiply_adds), bytes_text(self.activation_bytes)}
+                     count_text(self.multiply_adds), text.bytes(self.activation_bytes)}
   for _, row in ipairs(rows) do
     for c, cell in ipairs(row) do width[c] = math.max(width[c] or 0, #cell) end
   end
@@ -141,7 +133,7 @@ function Summary:__tostring()
   end
   lines[#lines + 1] = ("parameters: %s%s, %s; results that training keeps: %s"):format(count_text(self.parameters) == "" and "0"
     or count_text(self.parameters), self.trainable < self.parameters and (" (%s trainable)"):format(describe.count(self.trainable)) or "",
-    bytes_text(self.parameter_bytes), bytes_text(self.activation_bytes))
+    text.bytes(self.parameter_bytes), text.bytes(self.activation_bytes))
   return table.concat(lines, "\n")
 end
 
