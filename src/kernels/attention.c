@@ -7,7 +7,7 @@
 #define REAL float
 #define BITS int32_t
 #define N(name) name##_f32
-#define EXP rsi_exp_f32
+#define EXP rsi_exp_down_f32   /* scores less the largest one, or less their logarithm of the sum */
 #define LOG rsi_log_f32
 #include "kernels/attention_loops.h"
 #undef REAL

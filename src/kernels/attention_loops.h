@@ -150,13 +150,30 @@ static void N(drop)(void *py, const void *px, const uint32_t *words, int64_t n, 
   RSI_LOOP for (int64_t i = 0; i < n; i++) y[i] = words[i] < keep ? x[i] * f : 0;
 }
 
+typedef REAL N(quad) __attribute__((vector_size(4 * sizeof(REAL))));
+typedef REAL N(uquad) __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+
+/* Four by four, in bands of 16 rows, so that the lines on both sides are used up while they are near. */
 static void N(transpose)(int64_t rows, int64_t columns, const void *pf, int64_t rs, int64_t cs, void *pt, int64_t ldt) {
   const REAL *const from = pf;
   REAL *const restrict to = pt;
-  for (int64_t i = 0; i < rows; i += 16)
-    for (int64_t j = 0; j < columns; j += 16)
-      for (int64_t c = j; c < columns && c < j + 16; c++)
-        for (int64_t r = i; r < rows && r < i + 16; r++) to[c * ldt + r] = from[r * rs + c * cs];
+  const int64_t whole_rows = cs == 1 ? rows / 4 * 4 : 0, whole_columns = columns / 4 * 4;
+  for (int64_t i = 0; i < whole_rows; i += 16)
+    for (int64_t c = 0; c < whole_columns; c += 4)
+      for (int64_t r = i; r < whole_rows && r < i + 16; r += 4) {
+        const REAL *const f = from + r * rs + c;
+        REAL *const t = to + c * ldt + r;
+        const N(quad) w = *(const N(uquad) *)f, x = *(const N(uquad) *)(f + rs);
+        const N(quad) y = *(const N(uquad) *)(f + 2 * rs), z = *(const N(uquad) *)(f + 3 * rs);
+        const N(quad) wx = __builtin_shufflevector(w, x, 0, 4, 1, 5), xw = __builtin_shufflevector(w, x, 2, 6, 3, 7);
+        const N(quad) yz = __builtin_shufflevector(y, z, 0, 4, 1, 5), zy = __builtin_shufflevector(y, z, 2, 6, 3, 7);
+        *(N(uquad) *)t = __builtin_shufflevector(wx, yz, 0, 1, 4, 5);
+        *(N(uquad) *)(t + ldt) = __builtin_shufflevector(wx, yz, 2, 3, 6, 7);
+        *(N(uquad) *)(t + 2 * ldt) = __builtin_shufflevector(xw, zy, 0, 1, 4, 5);
+        *(N(uquad) *)(t + 3 * ldt) = __builtin_shufflevector(xw, zy, 2, 3, 6, 7);
+      }
+  for (int64_t c = 0; c < columns; c++)
+    for (int64_t r = c < whole_columns ? whole_rows : 0; r < rows; r++) to[c * ldt + r] = from[r * rs + c * cs];
 }
 
 static const rsi_attention_loops N(attention_loops) = {

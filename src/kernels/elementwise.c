@@ -63,8 +63,37 @@ RSI_ROW_UNARY(round_f64, double, double, rint(x))
 RSI_ROW_UNARY(sin_f64, double, double, sin(x))
 RSI_ROW_UNARY(cos_f64, double, double, cos(x))
 
+/*
+** A long row of a function with much arithmetic, block by block: the next block is fetched while one is computed, because so few
+** elements are under way at a time that the processor does not see far enough ahead by itself.
+*/
+static void fetch_ahead(rsi_row_fn row, int operands, int64_t n, char *const *data, const int64_t *strides, const void *arg) {
+  enum { BLOCK = 256, LINE = 64, FEW = 2048 };
+  bool lines = n >= FEW;
+  for (int k = 0; k < operands; k++) lines = lines && (strides[k] == (int64_t)sizeof(float) || (k > 0 && strides[k] == 0));
+  if (!lines) {
+    row(n, data, strides, arg);
+    return;
+  }
+  for (int64_t at = 0; at < n; at += BLOCK) {
+    char *part[RSI_ROW_MAX];
+    for (int k = 0; k < operands; k++) {
+      part[k] = data[k] + at * strides[k];
+      if (k == 0 || strides[k] == 0 || n - at < 2 * BLOCK) continue;
+      const char *const next = part[k] + BLOCK * strides[k];
+      for (int64_t byte = 0; byte < BLOCK * (int64_t)sizeof(float); byte += LINE) __builtin_prefetch(next + byte);
+    }
+    row(n - at < BLOCK ? n - at : BLOCK, part, strides, arg);
+  }
+}
+
+#define FETCHED(NAME, OPERANDS)                                                                                             \
+  static void NAME(int64_t n, char *const *data, const int64_t *strides, const void *arg) {                                 \
+    fetch_ahead(NAME##_rows, OPERANDS, n, data, strides, arg);                                                              \
+  }
 #define MATH(NAME)                                                                                                          \
-  RSI_ROW_UNARY(NAME##_f32, float, float, rsi_##NAME##_f32(x))                                                              \
+  RSI_ROW_UNARY(NAME##_f32_rows, float, float, rsi_##NAME##_f32(x))                                                         \
+  FETCHED(NAME##_f32, 2)                                                                                                    \
   RSI_ROW_UNARY(NAME##_f64, double, double, rsi_##NAME##_f64(x))
 MATH(exp)
 MATH(expm1)
@@ -119,9 +148,11 @@ CIRCULAR(cos)
                       const T high = (T)range[1], ((y >= low) & (y <= high)) != 0 ? x : (T)0)
 FLOAT_BINARY(float, f32, powf)
 FLOAT_BINARY(double, f64, pow)
-RSI_ROW_BINARY(gelu_backward_f32, float, float, x * rsi_gelu_slope_f32(y))
+RSI_ROW_BINARY(gelu_backward_f32_rows, float, float, x * rsi_gelu_slope_f32(y))
+FETCHED(gelu_backward_f32, 3)
 RSI_ROW_BINARY(gelu_backward_f64, double, double, x * rsi_gelu_slope_f64(y))
-RSI_ROW_BINARY(gelu_tanh_backward_f32, float, float, x * rsi_gelu_tanh_slope_f32(y))
+RSI_ROW_BINARY(gelu_tanh_backward_f32_rows, float, float, x * rsi_gelu_tanh_slope_f32(y))
+FETCHED(gelu_tanh_backward_f32, 3)
 RSI_ROW_BINARY(gelu_tanh_backward_f64, double, double, x * rsi_gelu_tanh_slope_f64(y))
 
 /* x^y by squaring, modulo 2^64. A negative exponent gives the whole part of the quotient: 0 unless x is 1 or -1. */

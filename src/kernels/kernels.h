@@ -19,6 +19,7 @@
 #include "kernels/rms.h"
 #include "kernels/block_norm.h"
 #include "kernels/block_pool.h"
+#include "kernels/winograd.h"
 
 typedef struct rsi_kernels {
   rsi_isa_level             level;
@@ -34,6 +35,7 @@ typedef struct rsi_kernels {
   const rsi_k_rms          *rms;
   const rsi_k_block_norm   *block_norm;
   const rsi_k_block_pool   *block_pool;
+  const rsi_k_winograd     *winograd;
 } rsi_kernels;
 
 /* The table of a level; falls back to the next lower one that is compiled in. */

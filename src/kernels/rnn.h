@@ -9,8 +9,11 @@
 #include "base/base.h"
 
 typedef struct rsi_rnn_loops {
-  /* s: the sums of the gates i, f, g, o; becomes their values. c = f c0 + i g, h = o tanh(c). bias: four as s. */
-  void (*lstm)(int64_t n, int64_t hidden, void *s, const void *bias, const void *c0, void *c, void *h);
+  /*
+  ** s: the sums of the gates i, f, g, o; becomes their values. c = f c0 + i g, h = o tanh(c). bias: four as s. u: more of the sums,
+  ** those of one gate `ug` elements after those of the one before.
+  */
+  void (*lstm)(int64_t n, int64_t hidden, void *s, const void *u, int64_t ug, const void *bias, const void *c0, void *c, void *h);
   /*
   ** s, c0, c: as the forward left them. The gradient of h is dh + gy; dc is that of c and becomes that of c0.
   ** d: the gradients of the four sums.

@@ -1,11 +1,14 @@
 /* The loops of rnn.c for one element type: REAL, N(name), TANH, SIGMOID. */
 
-static void N(lstm)(int64_t n, int64_t hidden, void *s, const void *bias, const void *pc0, void *pc, void *ph) {
+static void N(lstm)(int64_t n, int64_t hidden, void *s, const void *pu, int64_t ug, const void *bias, const void *pc0, void *pc,
+                    void *ph) {
   REAL *const restrict i = s, *const restrict f = i + hidden, *const restrict g = f + hidden, *const restrict o = g + hidden;
   const REAL *const bi = bias, *const bf = bi + hidden, *const bg = bf + hidden, *const bo = bg + hidden, *const c0 = pc0;
+  const REAL *const ui = pu, *const uf = ui + ug, *const um = uf + ug, *const uo = um + ug;
   REAL *const restrict c = pc, *const restrict h = ph;
   RSI_LOOP for (int64_t u = 0; u < n; u++) {
-    const REAL vi = SIGMOID(i[u] + bi[u]), vf = SIGMOID(f[u] + bf[u]), vg = TANH(g[u] + bg[u]), vo = SIGMOID(o[u] + bo[u]);
+    const REAL vi = SIGMOID(i[u] + ui[u] + bi[u]), vf = SIGMOID(f[u] + uf[u] + bf[u]);
+    const REAL vg = TANH(g[u] + um[u] + bg[u]), vo = SIGMOID(o[u] + uo[u] + bo[u]);
     const REAL vc = vf * c0[u] + vi * vg;
     i[u] = vi, f[u] = vf, g[u] = vg, o[u] = vo;
     c[u] = vc;

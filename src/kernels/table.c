@@ -14,6 +14,7 @@ extern const rsi_k_rnn         RSI_ISA(rsi_k_rnn);
 extern const rsi_k_attention   RSI_ISA(rsi_k_attention);
 extern const rsi_k_block_norm  RSI_ISA(rsi_k_block_norm);
 extern const rsi_k_block_pool  RSI_ISA(rsi_k_block_pool);
+extern const rsi_k_winograd    RSI_ISA(rsi_k_winograd);
 extern const rsi_kernels       RSI_ISA(rsi_kernels);
 
 const rsi_kernels RSI_ISA(rsi_kernels) = {
@@ -30,4 +31,5 @@ const rsi_kernels RSI_ISA(rsi_kernels) = {
   .rms = &RSI_ISA(rsi_k_rms),
   .block_norm = &RSI_ISA(rsi_k_block_norm),
   .block_pool = &RSI_ISA(rsi_k_block_pool),
+  .winograd = &RSI_ISA(rsi_k_winograd),
 };

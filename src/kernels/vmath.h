@@ -1,7 +1,7 @@
 /*
 ** Elementary functions that a compiler turns into vector code: no branches (both sides are computed, then one selected), no
 ** calls, no tables. So a loop over rsi_exp_f32 becomes SIMD code in every instruction set, and its scalar tail gives the same
-** function. Errors are below 2.3 ulp over all floats, also where the compiler contracts a product and a sum into one rounding;
+** function. Errors are below 2.3 ulp over all floats (gelu: 7, in its left tail), also where the compiler contracts a product and a sum;
 ** infinities, NaN, denormals and overflow are as in C, but for what is made of rsi_exp_down_f32 (sigmoid, tanh, gelu, erf): its
 ** results below 2^-126 are 0. Polynomials are weighted minimax fits made for this file. The f64 forms call libm.
 **

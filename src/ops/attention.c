@@ -31,7 +31,7 @@ RSI_ATTRS(attention_backward, BACKWARD_ATTRS)
 enum { Q, K, V, MASK };
 
 enum {
-  ROWS = 64,                     /* of a block */
+  ROWS = 64, CAUSAL_ROWS = 32,   /* of a block; causal: it computes the columns that its last row sees, so fewer rows waste less */
   WHOLE_COLUMNS = 512, COLUMNS = 256,   /* up to so many columns are one block; otherwise blocks of these (multiples of 4) */
   FEW_ROWS = 8,                  /* up to here k is read as it is, above it is turned around first */
   PAD = 16,                      /* elements between the rows of a turned matrix, so that they do not share cache sets */
@@ -109,7 +109,7 @@ static void make_plan(plan *p, const rsi_call *c, int first, const rsi_desc *o, 
   const double mac = p->x->k->level == RSI_ISA_AVX512 ? 0.012 : p->x->k->level == RSI_ISA_AVX2 ? 0.02 : 0.05;
   const double pairs = (double)p->tq * (double)p->tk * (p->a->is_causal ? 0.5 : 1.0) * (p->dtype == RS_F64 ? 2.0 : 1.0);
   const double ns = pairs * (mac * (double)(p->d + p->dv) * (backward ? 2.5 : 1.0) + 1.0) + 200.0;   /* of a head */
-  p->rows = larger(1, smaller(p->tq, ROWS));
+  p->rows = larger(1, smaller(p->tq, p->a->is_causal ? CAUSAL_ROWS : ROWS));
   p->columns = p->tk <= (backward ? COLUMNS : WHOLE_COLUMNS) ? larger(p->tk, 1) : COLUMNS;
   p->groups = 1;
   if (p->heads > 0 && p->heads < MANY_HEADS && ns * (double)p->heads > 2.0 * GROUP_NS) {

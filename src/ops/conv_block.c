@@ -13,6 +13,7 @@
 #include "base/lanes.h"
 #include "ops/conv_block.h"
 #include "ops/op.h"
+#include "ops/winograd.h"
 #include <string.h>
 
 /* ---- attributes ------------------------------------------------------------------------------------------------------ */
@@ -323,8 +324,12 @@ static size_t conv2d_block_scratch(const rsi_call *c) {
   return describe_forward(c, &p) == RS_OK ? plain_scratch(&p) : 0;
 }
 
+static bool made_by(const rs_tensor *pack, uint64_t maker) {
+  return pack->data != NULL && ((const rsi_conv_pack_head *)pack->data)->magic == maker;
+}
+
 static bool portable_accepts(const rsi_call *c) {
-  return !is_packed(c->in[1]) || c->in[1]->data == NULL || rsi_conv_pack_is_plain(c->in[1]->data);
+  return !is_packed(c->in[1]) || c->in[1]->data == NULL || made_by(c->in[1], RSI_CONV_PACK_PLAIN);
 }
 
 static rs_status conv2d_block_run(const rsi_call *c) {
@@ -337,7 +342,7 @@ static rs_status conv2d_block_run(const rsi_call *c) {
   at += floats(&p.y);
   image_to_plain(c->x, c->in[0], f->channels, f->block_in, p.a.data);
   if (is_packed(w)) {
-    RSI_CHECK(rsi_conv_pack_is_plain(w->data), RS_ERR_UNSUPPORTED, "the weight was packed for oneDNN; pack it again");
+    RSI_CHECK(made_by(w, RSI_CONV_PACK_PLAIN), RS_ERR_UNSUPPORTED, "the weight was packed for another kernel; pack it again");
     p.b.data = (char *)w->data + sizeof(rsi_conv_pack_head);
   } else widen(c->x, w, w->data, p.b.data);
   if (bias != NULL) widen(c->x, bias, bias->data, place(&p.bias, at) == NULL ? NULL : p.bias.data);
@@ -480,12 +485,13 @@ static rs_status run_fast(const rsi_call *c, const rsi_conv_call *k, const rsi_c
 }
 
 /* A pack was made for this very layout. */
-static rs_status unpack(const rsi_call *c, const rsi_conv_call *k, char **weight) {
+static rs_status unpack(const rsi_call *c, const rsi_conv_call *k, uint64_t maker, char **weight) {
   rsi_conv_pack_head head;
   uint64_t layout = 0;
   memcpy(&head, c->in[1]->data, sizeof head);
-  const size_t bytes = rsi_onednn_pack_bytes(c->x->onednn, k, &layout);
-  RSI_CHECK(head.magic == RSI_CONV_PACK_ONEDNN && head.layout == layout && (size_t)c->in[1]->numel >= sizeof head + bytes, RS_ERR_STATE,
+  const size_t bytes = maker == RSI_CONV_PACK_WINOGRAD ? rsi_winograd_pack_bytes(c->x, k, &layout)
+                                                       : rsi_onednn_pack_bytes(c->x->onednn, k, &layout);
+  RSI_CHECK(head.magic == maker && head.layout == layout && (size_t)c->in[1]->numel >= sizeof head + bytes, RS_ERR_STATE,
             "the weight was packed for another convolution; pack it with the attributes of this one");
   *weight = (char *)c->in[1]->data + sizeof head;
   return RS_OK;
@@ -495,7 +501,7 @@ static bool conv2d_block_fast(const rsi_call *c) {
   plain p;
   rsi_conv_call k;
   if (!forward_call(c, &p, &k)) return false;
-  if (k.packed && c->in[1]->data != NULL && rsi_conv_pack_is_plain(c->in[1]->data)) return false;
+  if (k.packed && (made_by(c->in[1], RSI_CONV_PACK_PLAIN) || made_by(c->in[1], RSI_CONV_PACK_WINOGRAD))) return false;
   return rsi_onednn_conv_accepts(c->x->onednn, &k);
 }
 
@@ -504,7 +510,7 @@ static rs_status conv2d_block_fast_run(const rsi_call *c) {
   rsi_conv_call k;
   RSI_CHECK(forward_call(c, &p, &k), RS_ERR_UNSUPPORTED, "this was prepared for oneDNN, which is not there");
   char *w = c->in[1]->data;
-  if (k.packed) RSI_TRY(unpack(c, &k, &w));
+  if (k.packed) RSI_TRY(unpack(c, &k, RSI_CONV_PACK_ONEDNN, &w));
   return run_fast(c, &k, &(rsi_conv_data){.x = c->in[0]->data, .w = w, .y = c->out[0]->data, .bias = c->in[2] ? c->in[2]->data : NULL,
                                           .residual = c->in[3] ? c->in[3]->data : NULL});
 }
@@ -602,12 +608,16 @@ static rs_status conv2d_pack_fast_run(const rsi_call *c) {
   return rsi_onednn_pack_run(c->x, &k, c->in[0]->data, to + sizeof head);
 }
 
-/* Room for either maker's form. */
+/* Room for any maker's form. */
 static size_t pack_size(const rsi_call *c, plain *p) {
   rsi_conv_call k;
   uint64_t layout;
-  const size_t bytes = pack_call(c, p, &k) ? rsi_onednn_pack_bytes(c->x->onednn, &k, &layout) : 0;
-  return sizeof(rsi_conv_pack_head) + (bytes > floats(&p->b) ? bytes : floats(&p->b));
+  size_t most = floats(&p->b);
+  const size_t onednn = pack_call(c, p, &k) ? rsi_onednn_pack_bytes(c->x->onednn, &k, &layout) : 0;
+  const size_t winograd = rsi_winograd_accepts(c->x, &k) ? rsi_winograd_pack_bytes(c->x, &k, &layout) : 0;
+  if (onednn > most) most = onednn;
+  if (winograd > most) most = winograd;
+  return sizeof(rsi_conv_pack_head) + most;
 }
 
 static rs_status conv2d_pack_infer(rsi_call *c) {
@@ -618,6 +628,91 @@ static rs_status conv2d_pack_infer(rsi_call *c) {
   c->desc[0] = (rsi_desc){.dtype = RS_U8, .ndim = 1, .shape = {(int64_t)pack_size(c, &p)}};
   return RS_OK;
 }
+
+/* ---- Winograd ---------------------------------------------------------------------------------------------------------- */
+
+/* The call in the terms that are common with oneDNN, but it needs no oneDNN. */
+static bool winograd_forward(const rsi_call *c, plain *p, rsi_conv_call *k) {
+  if (describe_forward(c, p) != RS_OK) return false;
+  fast_call(c, p, k);
+  k->packed = is_packed(c->in[1]), k->act = RSI_ATTR(c, conv2d_block)->act;
+  return (k->packed || is_f32(c->in[1])) && is_f32(c->in[2]) && is_f32(c->in[3]) && rsi_winograd_accepts(c->x, k);
+}
+
+static bool winograd_data(const rsi_call *c, plain *p, rsi_conv_call *k) {
+  if (describe_data(c, p) != RS_OK) return false;
+  fast_call(c, p, k);
+  return is_f32(c->in[1]) && is_f32(c->in[2]) && rsi_winograd_accepts(c->x, k);
+}
+
+static bool winograd_pack(const rsi_call *c, plain *p, rsi_conv_call *k) {
+  if (describe_pack(c, p) != RS_OK) return false;
+  fast_call(c, p, k);
+  k->x_dtype = RSI_ATTR(c, conv2d_pack)->input_dtype, k->packed = 1;
+  return is_f32(c->in[0]) && rsi_winograd_accepts(c->x, k);
+}
+
+static bool conv2d_block_winograd(const rsi_call *c) {
+  plain p;
+  rsi_conv_call k;
+  if (!winograd_forward(c, &p, &k)) return false;
+  return !k.packed || !(made_by(c->in[1], RSI_CONV_PACK_PLAIN) || made_by(c->in[1], RSI_CONV_PACK_ONEDNN));
+}
+
+static rs_status conv2d_block_winograd_run(const rsi_call *c) {
+  plain p;
+  rsi_conv_call k;
+  RSI_CHECK(winograd_forward(c, &p, &k), RS_ERR_UNSUPPORTED, "this was prepared for another precision or instruction set");
+  char *w = c->in[1]->data;
+  if (k.packed) RSI_TRY(unpack(c, &k, RSI_CONV_PACK_WINOGRAD, &w));
+  rsi_winograd_run(c->x, &k, &(rsi_conv_data){.x = c->in[0]->data, .w = w, .y = c->out[0]->data, .bias = c->in[2] ? c->in[2]->data : NULL,
+                                              .residual = c->in[3] ? c->in[3]->data : NULL}, c->scratch);
+  return RS_OK;
+}
+
+static bool conv2d_block_data_winograd(const rsi_call *c) {
+  plain p;
+  rsi_conv_call k;
+  return winograd_data(c, &p, &k);
+}
+
+static rs_status conv2d_block_data_winograd_run(const rsi_call *c) {
+  plain p;
+  rsi_conv_call k;
+  RSI_CHECK(winograd_data(c, &p, &k), RS_ERR_UNSUPPORTED, "this was prepared for another precision or instruction set");
+  rsi_winograd_run(c->x, &k, &(rsi_conv_data){.x = c->out[0]->data, .w = c->in[1]->data, .y = c->in[0]->data,
+                                              .bias = c->in[2] ? c->in[2]->data : NULL}, c->scratch);
+  return RS_OK;
+}
+
+static bool conv2d_pack_winograd(const rsi_call *c) {
+  plain p;
+  rsi_conv_call k;
+  return winograd_pack(c, &p, &k);
+}
+
+static rs_status conv2d_pack_winograd_run(const rsi_call *c) {
+  plain p;
+  rsi_conv_call k;
+  rsi_conv_pack_head head = {.magic = RSI_CONV_PACK_WINOGRAD};
+  char *const to = c->out[0]->data;
+  RSI_CHECK(winograd_pack(c, &p, &k), RS_ERR_UNSUPPORTED, "this was prepared for another precision or instruction set");
+  const size_t bytes = rsi_winograd_pack_bytes(c->x, &k, &head.layout), all = (size_t)c->out[0]->numel;
+  RSI_CHECK(sizeof head + bytes <= all, RS_ERR_STATE, "the pack does not fit");
+  memset(to, 0, all);
+  memcpy(to, &head, sizeof head);
+  rsi_winograd_pack_run(c->x, &k, c->in[0]->data, to + sizeof head);
+  return RS_OK;
+}
+
+#define WINOGRAD_SCRATCH(name, call)                                                                                        \
+  static size_t name##_winograd_scratch(const rsi_call *c) {                                                                \
+    plain p;                                                                                                                \
+    rsi_conv_call k;                                                                                                        \
+    return call(c, &p, &k) ? rsi_winograd_bytes(c->x, &k) : 0;                                                              \
+  }
+WINOGRAD_SCRATCH(conv2d_block, winograd_forward)
+WINOGRAD_SCRATCH(conv2d_block_data, winograd_data)
 
 int64_t rsi_conv_block_size(const rsi_exec *x, int dtype, int64_t channels) {
   return x->onednn != NULL ? rsi_onednn_block(dtype, channels) : 0;
@@ -645,7 +740,7 @@ static const conv2d_block_attrs
   f_same = {SAME3(32, 16, 16)}, f_relu = {SAME3(32, 16, 16), .act = 1}, f_relu6 = {HALF3(32, 16, 16), .act = 2},
   f_stem = {HALF3(3, 1, 16), .act = 1}, f_point = {POINT(32, 16, 16), .act = 1}, f_last = {POINT(20, 20, 7)},
   f_odd = {FORM(PAIR(2, 1), PAIR(1, 2), PAIR(1, 2), 2, 4, 1, 6)}, f_each = {EACH3(32, 16, 16), .act = 2},
-  f_eight = {SAME3(16, 8, 8)}, f_wino = {SAME3(64, 16, 16), .act = 1}, f_tail = {SAME3(24, 16, 16), .act = 1};
+  f_eight = {SAME3(16, 8, 8)}, f_four = {SAME3(8, 4, 4)}, f_wino = {SAME3(64, 16, 16), .act = 1}, f_tail = {SAME3(24, 16, 16), .act = 1};
 static const rsi_sample conv2d_block_samples[] = {
   {"f2x2x8x8x16,f32x32x3x3", &f_same, 2e-5, 1},
   {"f2x2x8x8x16,f32x32x3x3,f32,f2x2x8x8x16", &f_relu, 2e-5, 1},
@@ -656,25 +751,29 @@ static const rsi_sample conv2d_block_samples[] = {
   {"f2x4x7x7,f6x2x3x2,f6", &f_odd, 2e-5, 1},
   {"f2x2x9x9x16,f32x1x3x3,f32", &f_each, 2e-5, 1},
   {"f2x2x8x8x8,f16x16x3x3", &f_eight, 2e-5, 1},
+  {"f2x2x8x8x4,f8x8x3x3", &f_four, 2e-5, 1},
   {"f2x2x8x8x16,f40x24x3x3,f40", &f_tail, 2e-5, 1},
   {"f2x4x32x32x16,f64x64x3x3,f64,f2x4x32x32x16", &f_wino, 2e-4, 1},
   {"f0x2x8x8x16,f32x32x3x3", &f_same, 0, 1},
   {NULL, NULL, 0, 0}};
 
-static const conv2d_pack_attrs pack_same = {SAME3(32, 16, 16), .input_size = {4, {1, 32, 8, 8}}};
-static const rsi_sample conv2d_pack_samples[] = {{"f32x32x3x3", &pack_same, 0, 1}, {NULL, NULL, 0, 0}};
+static const conv2d_pack_attrs pack_same = {SAME3(32, 16, 16), .input_size = {4, {1, 32, 8, 8}}},
+                               pack_four = {SAME3(8, 4, 4), .input_size = {4, {2, 8, 8, 8}}};
+static const rsi_sample conv2d_pack_samples[] = {{"f32x32x3x3", &pack_same, 0, 1}, {"f8x8x3x3", &pack_four, 0, 1}, {NULL, NULL, 0, 0}};
 
 static const conv2d_block_data_attrs
   d_same = {SAME3(32, 16, 16), .input_size = {4, {2, 32, 8, 8}}}, d_half = {HALF3(32, 16, 16), .input_size = {4, {2, 32, 9, 8}}},
   d_point = {POINT(32, 16, 16), .input_size = {4, {1, 32, 7, 7}}}, d_each = {EACH3(32, 16, 16), .input_size = {4, {2, 32, 9, 9}}},
   d_odd = {FORM(PAIR(2, 1), PAIR(1, 2), PAIR(1, 2), 2, 4, 1, 6), .input_size = {4, {2, 4, 7, 7}}},
   d_up = {FORM(ONE(2), ONE(0), ONE(1), 1, 16, 16, 16), .input_size = {4, {2, 16, 8, 8}}},
-  d_wino = {SAME3(64, 16, 16), .input_size = {4, {2, 64, 32, 32}}};
+  d_wino = {SAME3(64, 16, 16), .input_size = {4, {2, 64, 32, 32}}},
+  d_four = {SAME3(8, 4, 4), .input_size = {4, {2, 8, 8, 8}}};
 static const rsi_sample conv2d_block_data_samples[] = {
   {"f2x2x8x8x16,f32x32x3x3", &d_same, 2e-5, 1},     {"f2x2x5x4x16,f32x32x3x3", &d_half, 2e-5, 1},
   {"f1x3x7x7x16,f48x32x1x1", &d_point, 2e-5, 1},    {"f2x2x9x9x16,f32x1x3x3", &d_each, 2e-5, 1},
   {"f2x1x4x9x6,f6x2x3x2,f4", &d_odd, 2e-5, 1},      {"f2x2x4x4x16,f32x16x2x2,f16", &d_up, 2e-5, 1},
-  {"f2x4x32x32x16,f64x64x3x3", &d_wino, 2e-4, 1},   {NULL, NULL, 0, 0}};
+  {"f2x4x32x32x16,f64x64x3x3", &d_wino, 2e-4, 1},   {"f2x2x8x8x4,f8x8x3x3", &d_four, 2e-5, 1},
+  {NULL, NULL, 0, 0}};
 
 static const conv2d_block_weight_attrs
   w_same = {SAME3(32, 16, 16), .weight_size = {4, {32, 32, 3, 3}}}, w_half = {HALF3(32, 16, 16), .weight_size = {4, {32, 32, 3, 3}}},
@@ -696,12 +795,15 @@ static const rsi_sample conv2d_block_weight_samples[] = {
 static const rsi_kernel image_block_kernels[] = {
   {"onednn", RSI_ONEDNN, ITEMS, image_block_fast, NULL, image_block_fast_run}, {"rows", RSI_PORTABLE, ITEMS, NULL, NULL, image_block_run}, END};
 static const rsi_kernel conv2d_block_kernels[] = {
+  {"winograd", RSI_PORTABLE, RSI_F32, conv2d_block_winograd, conv2d_block_winograd_scratch, conv2d_block_winograd_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_fast, conv2d_block_fast_scratch, conv2d_block_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, portable_accepts, conv2d_block_scratch, conv2d_block_run}, END};
 static const rsi_kernel conv2d_pack_kernels[] = {
+  {"winograd", RSI_PORTABLE, RSI_F32, conv2d_pack_winograd, NULL, conv2d_pack_winograd_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_pack_fast, NULL, conv2d_pack_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, NULL, conv2d_pack_run}, END};
 static const rsi_kernel conv2d_block_data_kernels[] = {
+  {"winograd", RSI_PORTABLE, RSI_F32, conv2d_block_data_winograd, conv2d_block_data_winograd_scratch, conv2d_block_data_winograd_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_data_fast, conv2d_block_data_fast_scratch, conv2d_block_data_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, conv2d_block_data_scratch, conv2d_block_data_run}, END};
 static const rsi_kernel conv2d_block_weight_kernels[] = {

@@ -13,13 +13,12 @@ int64_t rsi_conv_block_size(const rsi_exec *x, int dtype, int64_t channels);
 
 /* The first bytes of a packed weight. */
 typedef struct rsi_conv_pack_head {
-  uint64_t magic, layout;        /* layout: a mark of the one that oneDNN chose */
+  uint64_t magic, layout;        /* layout: a mark of the one that its maker chose */
   uint64_t unused[6];
 } rsi_conv_pack_head;
 
-#define RSI_CONV_PACK_PLAIN  0x6e69616c706b6370u
-#define RSI_CONV_PACK_ONEDNN 0x6e6e642e706b6370u
-
-static inline bool rsi_conv_pack_is_plain(const void *data) { return ((const rsi_conv_pack_head *)data)->magic == RSI_CONV_PACK_PLAIN; }
+#define RSI_CONV_PACK_PLAIN    0x6e69616c706b6370u
+#define RSI_CONV_PACK_ONEDNN   0x6e6e642e706b6370u
+#define RSI_CONV_PACK_WINOGRAD 0x6f6e69772e6b6370u
 
 #endif

@@ -5,10 +5,16 @@
 **
 ** A sequence is rows of values: the row of step t and batch entry b is t * st + b * sb, so both orders of the first two
 ** dimensions cost the same and nothing is transposed. `saved` keeps per row what the gradient needs: i f g o c of lstm, r z n and
-** W h + b of gru's n; the sums are computed in place there.
+** W h + b of gru's n; the sums are computed in place there. Its rows are in the order of the steps, t * B + b, whatever that of x
+** (which is copied into this order first): what a step reads lies together, and not on the same sets of the cache.
 **
 ** Entries of a batch do not depend on each other: with enough of them, and weights that fit a core's cache, blocks of them run
 ** through all steps on their own. Otherwise each step is cut into ranges of units. Both follow from the shape alone.
+**
+** lstm in f32 reads w_hh from panels (kernels/gemm.h) when that pays: the four panels of 32 units lie side by side, their sums go to
+** a tile that the sweep reads while it is in L1, and every other step takes the units from the last to the first, so that the
+** panels which the cache still holds come first. What a step hands on (h, or the gradients of the sums) is also kept in rows that
+** lie together, in turn in one of two places: rows of the tensors themselves may all fall on the same sets of the cache.
 **
 ** The gradient ops give the gradients of the sums; those of weights, biases and the input are products with them, emitted by the
 ** rules as ops of their own.
@@ -33,12 +39,13 @@ enum {
   STEPS_WORTH_A_COPY = 4, ROWS_WORTH_A_COPY = 128,   /* from here on w_hh is copied into the order in which it is read */
   FEW_ROWS = 32,                   /* a product with so few rows reads w_hh well as it is */
   PAD = 16,                        /* elements between its rows, so that they do not share cache sets */
-  ROWS = 8, UNITS = 16,            /* blocks are multiples of these */
+  ROWS = 8, UNITS = RSI_PANEL,     /* blocks are multiples of these */
   MANY_ROWS = 16, MOST_BLOCKS = 16, FEW_WEIGHT_BYTES = 512 * 1024,
   BLOCK_NS = 30000                 /* work that is worth a block of its own */
 };
 
-static const int gates_of[] = {1, 3, 4}, width_of[] = {1, 4, 5};   /* gates; values of a unit in a row of `saved` (rnn: in y) */
+enum { LSTM_GATES = 4 };
+static const int gates_of[] = {1, 3, LSTM_GATES}, width_of[] = {1, 4, 5};   /* gates; values of a unit in a row of `saved` (rnn: in y) */
 
 /* ---- the plan -------------------------------------------------------------------------------------------------------- */
 
@@ -51,11 +58,15 @@ typedef struct sequence {
   int64_t T, B, H, G;              /* G: columns of all gates */
   int64_t S;                       /* elements of a row of sums */
   int64_t st, sb;                  /* rows from one step to the next, from one batch entry to the next */
+  int64_t sst, ssb;                /* the same of the sums */
   double  step_ns;                 /* of one step, about */
   int64_t rows, units;             /* of a block */
   int64_t row_blocks, unit_blocks;
-  size_t  room_bytes, weight_bytes, vector_bytes;   /* parts of the scratch */
-  char   *room;                    /* of the products, one for each block */
+  bool    packed;                  /* w_hh lies in panels at w */
+  int64_t panel, state_ld;         /* elements of one panel; between the rows of a state that is handed on */
+  size_t  room_bytes, weight_bytes, vector_bytes, state_bytes;   /* parts of the scratch; two states */
+  char   *state[2];
+  char   *room;                    /* of the products, one for each block; packed: the tile */
   const char *w;                   /* w_hh or its copy, with strides */
   int64_t wrs, wcs;
   const char *zeros;               /* [H] */
@@ -87,6 +98,8 @@ static void measure(sequence *s, const rsi_call *c, int cell, const rs_tensor *l
     s->T = like->shape[0], s->B = like->shape[1];
     s->st = s->B;
   }
+  s->sst = cell == RNN ? s->st : s->B;
+  s->ssb = cell == RNN ? s->sb : 1;
 }
 
 /* Cuts the work; m x n x k: the product of a step for all rows and units. */
@@ -99,9 +112,9 @@ static void cut(sequence *s, bool backward) {
   s->units = s->H;
   if (s->B >= MANY_ROWS && weights <= FEW_WEIGHT_BYTES && s->step_ns * (double)s->T > 2.0 * BLOCK_NS) {
     s->rows = parts(parts(s->B, smaller(MOST_BLOCKS, s->B / ROWS)), ROWS) * ROWS;
-  } else if (s->step_ns > 2.0 * BLOCK_NS && s->H >= 4 * UNITS) {
+  } else if (s->step_ns > 2.0 * BLOCK_NS && s->H >= 2 * UNITS) {
     const int64_t most = smaller(MOST_BLOCKS, (int64_t)(s->step_ns / BLOCK_NS));
-    s->units = parts(parts(s->H, smaller(most, s->H / (2 * UNITS))), UNITS) * UNITS;
+    s->units = parts(parts(s->H, smaller(most, s->H / (backward ? 2 * UNITS : UNITS))), UNITS) * UNITS;
   }
   s->row_blocks = larger(parts(s->B, larger(s->rows, 1)), 1);
   s->unit_blocks = larger(parts(s->H, larger(s->units, 1)), 1);
@@ -109,14 +122,40 @@ static void cut(sequence *s, bool backward) {
   s->room_bytes = whole(s->x->k->gemm->scratch(s->rows, n, backward ? s->G : s->H, s->item));
   const bool slow = !backward && (s->B > FEW_ROWS || s->H < 8 * s->B);   /* would copy in every step */
   const bool copied = s->B > 1 && s->T >= STEPS_WORTH_A_COPY && (slow || s->T * s->B >= ROWS_WORTH_A_COPY);
-  s->weight_bytes = !copied ? 0 : whole((size_t)(backward ? s->G * (s->H + PAD) : s->H * (s->G + PAD)) * s->item);
+  s->packed = copied && s->cell == LSTM && s->dtype == RS_F32;
+  if (s->packed) {
+    s->panel = rsi_panel_size(backward ? s->G : s->H, false);
+    s->room_bytes = backward ? 0 : whole((size_t)(s->rows * LSTM_GATES * RSI_PANEL) * s->item);
+    s->weight_bytes = (size_t)(rsi_panels(s->H) * (backward ? 1 : LSTM_GATES) * s->panel) * s->item;
+    s->state_ld = (backward ? s->G : s->H) + PAD;
+    s->state_bytes = whole((size_t)(s->B * s->state_ld) * s->item);
+  } else
+    s->weight_bytes = !copied ? 0 : whole((size_t)(backward ? s->G * (s->H + PAD) : s->H * (s->G + PAD)) * s->item);
   /* bias (4 H, gru's; or G) and zeros; u of gru */
   s->vector_bytes = whole((size_t)(5 * s->H) * s->item);
   if (s->cell == GRU && !backward) s->vector_bytes += whole((size_t)(s->B * s->G) * s->item);
 }
 
 static size_t scratch_of(const sequence *s) {
-  return s->room_bytes * (size_t)(s->row_blocks * s->unit_blocks) + s->weight_bytes + s->vector_bytes;
+  return s->room_bytes * (size_t)(s->row_blocks * s->unit_blocks) + s->weight_bytes + s->vector_bytes + 2 * s->state_bytes;
+}
+
+typedef struct packing { const sequence *s; const float *w; float *to; bool backward; } packing;
+
+/* Forward: the panels of 32 units, one gate after the other. Backward: the panel of 32 columns of w_hh. */
+static void pack_units(void *arg, int64_t first, int64_t last) {
+  const packing *const j = arg;
+  const sequence *const s = j->s;
+  const rsi_k_gemm *const gemm = s->x->k->gemm;
+  for (int64_t v = first; v < last; v++) {
+    const int64_t u = v * RSI_PANEL, left = s->H - u;
+    if (j->backward) {
+      gemm->pack_panels(0, 1, left, s->G, j->w + u, s->H, 1, false, j->to + v * s->panel);
+      continue;
+    }
+    for (int64_t q = 0; q < LSTM_GATES; q++)
+      gemm->pack_panels(0, 1, left, s->H, j->w + (q * s->H + u) * s->H, 1, s->H, false, j->to + (v * LSTM_GATES + q) * s->panel);
+  }
 }
 
 /* Lays out the scratch. Returns the place of the bias; what is between it and u is zero. */
@@ -126,7 +165,13 @@ static char *lay_out(sequence *s, const rs_tensor *w, bool backward, char *scrat
   at += s->room_bytes * (size_t)(s->row_blocks * s->unit_blocks);
   s->w = w->data;
   s->wrs = backward ? s->H : 1, s->wcs = backward ? 1 : s->H;
-  if (s->weight_bytes) {
+  if (s->packed) {
+    packing j = {s, w->data, (float *)(void *)at, backward};
+    rsi_parallel(s->x, rsi_panels(s->H), 0.4 * (double)(s->G * RSI_PANEL), pack_units, &j);
+    s->w = at;
+    at += s->weight_bytes;
+    for (int i = 0; i < 2; i++, at += s->state_bytes) s->state[i] = at;
+  } else if (s->weight_bytes) {
     const int64_t columns = backward ? s->H : s->G, ld = columns + PAD;
     if (!backward) s->k->transpose(s->G, s->H, w->data, s->H, at, ld);
     else
@@ -147,6 +192,7 @@ static inline char *offset(const sequence *s, const void *base, int64_t elements
 }
 
 static inline int64_t row_of(const sequence *s, int64_t t, int64_t b) { return t * s->st + b * s->sb; }
+static inline int64_t sums_row(const sequence *s, int64_t t, int64_t b) { return t * s->sst + b * s->ssb; }
 
 static void multiply(const sequence *s, int64_t m, int64_t n, int64_t k, const void *a, int64_t ars, const void *b, int beta, void *c,
                      int64_t ldc, void *room) {
@@ -179,7 +225,7 @@ static void run_units(void *arg, int64_t first, int64_t last) {
   const walk *const j = arg;
   block b;
   for (int64_t i = first; i < last; i++) {
-    block_of(j->s, 0, i, &b);
+    block_of(j->s, 0, j->s->packed && j->step % 2 ? j->s->unit_blocks - 1 - i : i, &b);
     j->fn(j->s, j->step, &b);
   }
 }
@@ -191,6 +237,20 @@ static void run_steps(const sequence *s, int64_t count, step_fn fn) {
     return;
   }
   for (; j.step < count; j.step++) rsi_parallel(s->x, s->unit_blocks, s->step_ns / (double)s->unit_blocks, run_units, &j);
+}
+
+/*
+** The rows of the sums, the cells and the gradients, which the sweep will read, come while the product is made. Inlined, since a
+** compiler that sees a function which does nothing but this may leave out its calls.
+*/
+static inline __attribute__((always_inline)) void fetch_rows(const sequence *s, const block *b, int64_t t, int64_t u, int64_t n) {
+  for (int64_t r = b->r0; r < b->r1; r++) {
+    const char *const row = offset(s, s->sums, sums_row(s, t, r) * s->S + u);
+    for (int64_t at = 0; at < n; at += 16) {
+      for (int64_t q = 0; q <= LSTM_GATES; q++) __builtin_prefetch(offset(s, row, q * s->H + at), 1);
+      if (s->gy) __builtin_prefetch(offset(s, s->gy, row_of(s, t, r) * s->H + u + at));
+    }
+  }
 }
 
 /* ---- forward --------------------------------------------------------------------------------------------------------- */
@@ -206,27 +266,50 @@ static void state_product(const sequence *s, const block *b, const char *state, 
     multiply(s, m, n, s->H, state, ars, offset(s, s->w, at * s->wcs), beta, offset(s, c, at), ldc, b->room);
 }
 
+/* A step of lstm with w_hh in panels. */
+static void packed_step(const sequence *s, int64_t step, const block *b) {
+  const int64_t t = s->reverse ? s->T - 1 - step : step, before = s->reverse ? t + 1 : t - 1, H = s->H, m = b->r1 - b->r0;
+  const int64_t first = b->u0 / RSI_PANEL, count = rsi_panels(b->u1) - first, width = LSTM_GATES * RSI_PANEL;
+  const char *state = step > 0 ? s->state[step % 2] : s->h0;
+  const int64_t stride = step > 0 ? s->state_ld : H;
+  char *const next = s->state[(step + 1) % 2];
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t v = first + (step % 2 ? count - 1 - i : i), u = v * RSI_PANEL, n = smaller(RSI_PANEL, H - u);
+    fetch_rows(s, b, t, u, n);
+    if (state)
+      s->x->k->gemm->panels(m, width, H, (const float *)(const void *)offset(s, state, b->r0 * stride), stride,
+                            (const float *)(const void *)offset(s, s->w, v * LSTM_GATES * s->panel), b->room, width, NULL, 0, 0);
+    for (int64_t r = b->r0; r < b->r1; r++) {
+      char *const sums = offset(s, s->sums, sums_row(s, t, r) * s->S + u), *const h = offset(s, s->y, row_of(s, t, r) * H + u);
+      const char *const c0 = step > 0 ? offset(s, s->sums, sums_row(s, before, r) * s->S + 4 * H + u)
+                           : s->c0 ? offset(s, s->c0, r * H + u) : s->zeros;
+      s->k->lstm(n, H, sums, state ? offset(s, b->room, (r - b->r0) * width) : s->zeros, state ? RSI_PANEL : 0,
+                 offset(s, s->bias, u), c0, offset(s, sums, 4 * H), h);
+      memcpy(offset(s, next, r * s->state_ld + u), h, (size_t)n * s->item);
+    }
+  }
+}
+
 static void forward_step(const sequence *s, int64_t step, const block *b) {
   const int64_t t = s->reverse ? s->T - 1 - step : step, before = s->reverse ? t + 1 : t - 1, H = s->H, n = b->u1 - b->u0;
-  const int64_t row = row_of(s, t, b->r0);
+  const int64_t row = sums_row(s, t, b->r0);
   const char *state = s->h0 ? offset(s, s->h0, b->r0 * H) : NULL;   /* h of the step before, rows `stride` elements apart */
   int64_t stride = H;
   if (step > 0) state = offset(s, s->y, row_of(s, before, b->r0) * H), stride = s->sb * H;
   if (state && s->cell == GRU) state_product(s, b, state, stride, 0, offset(s, s->u, b->r0 * s->G), s->G);
-  else if (state) state_product(s, b, state, stride, 1, offset(s, s->sums, row * s->S), s->sb * s->S);
+  else if (state) state_product(s, b, state, stride, 1, offset(s, s->sums, row * s->S), s->ssb * s->S);
   const char *const bias = offset(s, s->bias, b->u0);
   for (int64_t r = b->r0; r < b->r1; r++) {
-    const int64_t at = row_of(s, t, r);
-    char *const sums = offset(s, s->sums, at * s->S + b->u0), *const h = offset(s, s->y, at * H + b->u0);
+    char *const sums = offset(s, s->sums, sums_row(s, t, r) * s->S + b->u0), *const h = offset(s, s->y, row_of(s, t, r) * H + b->u0);
     if (s->cell == RNN) {
       s->k->rnn(n, h, bias, s->relu);
     } else if (s->cell == GRU) {
       const char *const h0 = state ? offset(s, state, (r - b->r0) * stride + b->u0) : s->zeros;
       s->k->gru(n, H, sums, offset(s, s->u, r * s->G + b->u0), bias, h0, h);
     } else {
-      const char *const c0 = step > 0 ? offset(s, s->sums, row_of(s, before, r) * s->S + 4 * H + b->u0)
+      const char *const c0 = step > 0 ? offset(s, s->sums, sums_row(s, before, r) * s->S + 4 * H + b->u0)
                            : s->c0 ? offset(s, s->c0, r * H + b->u0) : s->zeros;
-      s->k->lstm(n, H, sums, bias, c0, offset(s, sums, 4 * H), h);
+      s->k->lstm(n, H, sums, s->zeros, 0, bias, c0, offset(s, sums, 4 * H), h);
     }
   }
 }
@@ -251,12 +334,13 @@ static void join_biases(const sequence *s, const rs_tensor *ih, const rs_tensor 
   add_vectors(s, H, NULL, b ? offset(s, b, 2 * H) : NULL, offset(s, out, 3 * H));
 }
 
-/* to: [B, H] = the rows of the last step at `column` of from: [rows, width]; without steps the first state, or zeros. */
+/* to: [B, H] = the rows of the last step at `column` of from: [rows, width] (y, or the sums); without steps the first state, or zeros. */
 static void last_state(const sequence *s, const char *from, int64_t width, int64_t column, const char *first, char *to) {
+  const int64_t t = s->reverse ? 0 : s->T - 1;
   const size_t bytes = (size_t)s->H * s->item;
   for (int64_t r = 0; r < s->B; r++) {
     char *const out = offset(s, to, r * s->H);
-    if (s->T > 0) memcpy(out, offset(s, from, row_of(s, s->reverse ? 0 : s->T - 1, r) * width + column), bytes);
+    if (s->T > 0) memcpy(out, offset(s, from, (from == s->y ? row_of(s, t, r) : sums_row(s, t, r)) * width + column), bytes);
     else if (first) memcpy(out, offset(s, first, r * s->H), bytes);
     else memset(out, 0, bytes);
   }
@@ -267,8 +351,24 @@ static void forward_plan(sequence *s, const rsi_call *c, int cell) {
   cut(s, false);
 }
 
+/* Bytes of x in the order of the sums; 0 where it has that order. */
+static size_t turned_bytes(const sequence *s, const rsi_call *c) {
+  return s->sst == s->st || s->B == 1 || s->T <= 1 ? 0 : whole((size_t)(s->T * s->B * c->in[W_IH]->shape[1]) * s->item);
+}
+
 static size_t input_scratch(const sequence *s, const rsi_call *c) {
-  return rsi_product_scratch(s->x, s->dtype, s->T * s->B, s->G, c->in[W_IH]->shape[1]);
+  return turned_bytes(s, c) + rsi_product_scratch(s->x, s->dtype, s->T * s->B, s->G, c->in[W_IH]->shape[1]);
+}
+
+typedef struct turning { const sequence *s; const char *from; char *to; int64_t width; } turning;
+
+static void turn_steps(void *arg, int64_t first, int64_t last) {
+  const turning *const j = arg;
+  const sequence *const s = j->s;
+  for (int64_t t = first; t < last; t++)
+    for (int64_t r = 0; r < s->B; r++)
+      memcpy(offset(s, j->to, sums_row(s, t, r) * j->width), offset(s, j->from, row_of(s, t, r) * j->width),
+             (size_t)j->width * s->item);
 }
 
 static size_t forward_scratch(const rsi_call *c, int cell) {
@@ -286,12 +386,15 @@ static rs_status forward_run(const rsi_call *c, int cell) {
   s.sums = cell == RNN ? s.y : c->out[c->nout - 1]->data;
   s.h0 = c->in[H0] ? c->in[H0]->data : NULL;
   s.c0 = cell == LSTM && c->in[C0] ? c->in[C0]->data : NULL;
-  rsi_product(c->x, s.dtype, s.T * s.B, s.G, inputs, c->in[X]->data, inputs, 1, c->in[W_IH]->data, 1, inputs, 0, s.sums, s.S,
-              c->scratch);
+  const size_t turned = turned_bytes(&s, c);
+  turning j = {&s, c->in[X]->data, c->scratch, inputs};
+  if (turned) rsi_parallel(c->x, s.T, 0.3 * (double)(s.B * inputs), turn_steps, &j);
+  rsi_product(c->x, s.dtype, s.T * s.B, s.G, inputs, turned ? j.to : j.from, inputs, 1, c->in[W_IH]->data, 1, inputs, 0, s.sums, s.S,
+              (char *)c->scratch + turned);
   char *const bias = lay_out(&s, c->in[W_HH], false, c->scratch);
   join_biases(&s, c->in[B_IH], c->in[B_HH], bias);
   s.bias = bias;
-  if (s.B > 0 && s.H > 0) run_steps(&s, s.T, forward_step);
+  if (s.B > 0 && s.H > 0) run_steps(&s, s.T, s.packed ? packed_step : forward_step);
   last_state(&s, s.y, s.H, 0, s.h0, c->out[1]->data);
   if (cell == LSTM) last_state(&s, s.sums, s.S, 4 * s.H, s.c0, c->out[2]->data);
   return RS_OK;
@@ -306,24 +409,32 @@ static rs_status forward_run(const rsi_call *c, int cell) {
 static void backward_step(const sequence *s, int64_t step, const block *b) {
   const int64_t t = s->reverse ? step : s->T - 1 - step, after = s->reverse ? t - 1 : t + 1, before = s->reverse ? t + 1 : t - 1;
   const int64_t H = s->H, n = b->u1 - b->u0;
-  if (step > 0)
+  if (s->packed && n <= 8 * RSI_PANEL && step < s->T) fetch_rows(s, b, t, b->u0, n);
+  if (step > 0 && s->packed)
+    s->x->k->gemm->panels(b->r1 - b->r0, n, s->G, (const float *)(const void *)offset(s, s->state[step % 2], b->r0 * s->state_ld),
+                          s->state_ld, (const float *)(const void *)offset(s, s->w, b->u0 / RSI_PANEL * s->panel),
+                          (float *)(void *)offset(s, s->dh, b->r0 * H + b->u0), H, NULL, 0, 0);
+  else if (step > 0)
     multiply(s, b->r1 - b->r0, n, s->G, offset(s, s->du, row_of(s, after, b->r0) * s->G), s->sb * s->G, offset(s, s->w, b->u0),
              s->cell == GRU, offset(s, s->dh, b->r0 * H + b->u0), H, b->room);
   if (step == s->T) return;
   for (int64_t r = b->r0; r < b->r1; r++) {
-    const int64_t at = row_of(s, t, r), earlier = row_of(s, before, r);
+    const int64_t at = row_of(s, t, r), earlier = sums_row(s, before, r);
     char *const dh = offset(s, s->dh, r * H + b->u0), *const du = offset(s, s->du, at * s->G + b->u0);
     const char *const gy = s->gy ? offset(s, s->gy, at * H + b->u0) : s->zeros;
-    const char *const sums = offset(s, s->sums, at * s->S + b->u0);
+    const char *const sums = offset(s, s->sums, sums_row(s, t, r) * s->S + b->u0);
     if (s->cell == RNN) {
       s->k->rnn_grad(n, offset(s, s->y, at * H + b->u0), dh, gy, s->relu, du);
     } else if (s->cell == GRU) {
-      const char *const h0 = step + 1 < s->T ? offset(s, s->y, earlier * H + b->u0) : s->h0 ? offset(s, s->h0, r * H + b->u0) : s->zeros;
+      const char *const h0 = step + 1 < s->T ? offset(s, s->y, row_of(s, before, r) * H + b->u0)
+                           : s->h0 ? offset(s, s->h0, r * H + b->u0) : s->zeros;
       s->k->gru_grad(n, H, sums, h0, gy, dh, offset(s, s->d, at * s->G + b->u0), du);
     } else {
       const char *const c0 = step + 1 < s->T ? offset(s, s->sums, earlier * s->S + 4 * H + b->u0)
                            : s->c0 ? offset(s, s->c0, r * H + b->u0) : s->zeros;
       s->k->lstm_grad(n, H, sums, c0, offset(s, sums, 4 * H), dh, gy, offset(s, s->dc, r * H + b->u0), du);
+      for (int64_t q = 0; s->packed && q < LSTM_GATES; q++)
+        memcpy(offset(s, s->state[(step + 1) % 2], r * s->state_ld + q * H + b->u0), offset(s, du, q * H), (size_t)n * s->item);
     }
   }
 }
@@ -463,8 +574,11 @@ static rs_tensor *state_weights(rsi_grad *g, rs_tensor *d, rs_tensor *y, rs_tens
   rs_tensor *later = NULL, *first = NULL;
   if (!d || !y) return NULL;
   const int64_t along = y->ndim == 3 && a->batch_first ? 1 : 0, steps = y->shape[along];
-  if (steps > 1)
-    later = outer(g, rsi_b_narrow(g, d, along, a->reverse ? 0 : 1, steps - 1), rsi_b_narrow(g, y, along, a->reverse ? 1 : 0, steps - 1));
+  rs_tensor *const before = steps > 1 ? rsi_b_narrow(g, y, along, a->reverse ? 1 : 0, steps - 1) : NULL;
+  if (before && along == 1 && y->shape[0] > 1)   /* rows do not lie together: y, moved on by a step, is copied rather than d */
+    later = outer(g, d, rsi_b_narrow_backward(g, before, along, a->reverse ? 0 : 1, steps));
+  else if (before)
+    later = outer(g, rsi_b_narrow(g, d, along, a->reverse ? 0 : 1, steps - 1), before);
   if (steps > 0 && h0) first = outer(g, rsi_b_narrow(g, d, along, a->reverse ? steps - 1 : 0, 1), h0);
   if (later && first) return rsi_emit2(g, RS_OP_add, NULL, later, first);
   return later ? later : first ? first : rsi_b_full(g, rsi_in_desc(g, W_HH), 0);
