@@ -57,7 +57,7 @@ else
   SAY =
 endif
 
-.PHONY: help deps build demo run-demo check test run-tests check-asan check-tsan compare lint bench asan ubsan tsan install uninstall clean docs force
+.PHONY: help deps build demo run-demo check test run-tests check-asan check-tsan compare lint bench bench-threads asan ubsan tsan install uninstall clean docs force
 .DELETE_ON_ERROR:
 
 help:
@@ -69,6 +69,7 @@ help:
 	@echo "make lint     warnings of two compilers, luacheck, includes, naming"
 	@echo "make bench    speed, beside PyTorch when it is installed (ONLY=name,name THREADS=1,2 PEERS=eager,compile,onnxruntime SECONDS=2"
 	@echo "              PATIENCE=20 to wait for a quiet machine, DTYPE=bf16, MEASURE=memory, MODE=eager without compiling)"
+	@echo "make bench-threads   our pool beside OpenMP, idle and with a busy core (BLOCKS=10), on a quiet machine of two cores"
 	@echo "make asan     the tests under AddressSanitizer; likewise ubsan, tsan"
 	@echo "make compare  200 random models beside torchresidual and torch-circuit, where Python has them"
 	@echo "make docs     docs/ops.md from the op table"
@@ -125,6 +126,10 @@ $(B)/test/%: spec/c/%.c $(OBJECTS) $(B)/obj/ops_api.o
 $(B)/bench/peak: bench/peak.c
 	@mkdir -p $(@D)
 	$(call SAY,CC)$(CC) -std=c11 -O2 -march=native -ffp-contract=fast $(WARN) -D_GNU_SOURCE $< -o $@ -lpthread
+# It measures what is inside, so it is linked with the objects.
+$(B)/bench/threads: bench/threads.c bench/threads_work.h $(OBJECTS) $(B)/obj/ops_api.o
+	@mkdir -p $(@D)
+	$(call SAY,CC)$(CC) $(ALL_CFLAGS) $< $(filter %.o,$^) $(LDFLAGS) $(LIBS) -o $@
 $(B)/bench/%: bench/%.c $(LIB)
 	@mkdir -p $(@D)
 	$(call SAY,CC)$(CC) -std=c11 $(CFLAGS) $(WARN) -D_GNU_SOURCE -Isrc -I$(B) $< -L$(B) -lresin -Wl,-rpath,'$$ORIGIN/..' -o $@
@@ -166,6 +171,9 @@ compare: build
 bench: build $(B)/bench/peak $(B)/bench/eager
 	B=$(B) env -u OPENBLAS_CORETYPE $(B)/resin bench/run.lua --only "$(ONLY)" --threads "$(or $(THREADS),1,2)" \
 	  --peers "$(PEERS)" --seconds "$(SECONDS)" --patience "$(PATIENCE)" --mode "$(MODE)" --dtype "$(DTYPE)" --measure "$(MEASURE)"
+
+bench-threads: $(B)/bench/threads
+	env -u OPENBLAS_CORETYPE -u OMP_WAIT_POLICY -u OMP_NUM_THREADS -u GOMP_SPINCOUNT $(B)/bench/threads $(BLOCKS)
 
 docs: build
 	cp $(B)/ops.md docs/ops.md
