@@ -242,6 +242,7 @@ RS_API double    rs_workspace_bytes(const rs_workspace *w);
 /* What was computed from bindings alone is computed again by the next run. Needed only after writing through rs_tensor_data. */
 RS_API void      rs_workspace_refresh(rs_workspace *w);
 /* Would a run accept these inputs, and are gradients as they were when p was recorded? No message. */
+RS_API int       rs_program_writes_inputs(const rs_program *p);     /* does a run write into an argument in place? */
 RS_API int       rs_program_fits(const rs_program *p, rs_tensor *const *inputs, int nin);
 /* Is t a binding of p, other than a gradient that belongs to its parameter? For a host that frees a tensor that p still holds. */
 RS_API int       rs_program_reads(const rs_program *p, const rs_tensor *t);

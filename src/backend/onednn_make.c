@@ -236,14 +236,15 @@ bool rsi_onednn_is_slow(dnnl_primitive_desc_t desc) {
 
 /*
 ** Which of the forms that oneDNN offers. LARGE_TILES: of two Winograd forms it offers F(2x2, 3x3) first, which is worse unless tiles
-** are few. APART: not the batched products for AMX, whose generator in 2.6 and 2.7 reads past the end of a table of its own.
+** are few. APART, for bf16: not the batched products for AMX, whose generator in 2.6 and 2.7 reads past the end of a table of its
+** own, and not the 1x1 forms, which give wrong results for some numbers of pixels (spec/conv_block_spec.lua has them).
 */
 typedef enum preference { FIRST, LARGE_TILES, APART } preference;
 
 static bool wanted(dnnl_primitive_desc_t desc, preference which) {
   const char *name;
   name_of(desc, &name);
-  return which == FIRST || (which == LARGE_TILES ? strstr(name, "4x3") != NULL : strncmp(name, "brg", 3) != 0);
+  return which == FIRST || (which == LARGE_TILES ? strstr(name, "4x3") != NULL : strncmp(name, "brg", 3) != 0 && strstr(name, "1x1") == NULL);
 }
 
 /* The primitive of the entry's kind; gradients need a forward one as a hint. bias NULL: none. */

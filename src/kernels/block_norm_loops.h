@@ -234,7 +234,7 @@ INLINE void N(grad_row)(int by, T *restrict dx, const T *restrict pg, const T *r
     float g = FROM(pg[i]);
     if (by != RSI_BY_NONE) {
       const float y = by == RSI_BY_Y ? FROM(py[i]) : d * scale[i] + shift[i];
-      g = (y > low) & (y < high) ? g : 0.0f;
+      g = ((y > low) & (y < high)) ? g : 0.0f;
     }
     dx[i] = TO(a[i] * g + (b[i] * d + c[i]));
   }

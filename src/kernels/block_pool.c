@@ -7,7 +7,7 @@
 #include "kernels/isa.h"
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE static inline __attribute__((always_inline, unused))
 
 /* vec_V of V floats, with what is needed of them. exact: stores what came from that type. */
 #define VECTORS(V)                                                                                                          \

@@ -42,6 +42,17 @@ void rsi_instr_free(rs_program *p, rsi_instr *i) {
   i->attrs = NULL;
 }
 
+void rsi_instr_mark(const rs_program *p, rsi_instr *i) {
+  i->marks = false;
+  for (int a = 0; a < i->nin; a++) i->marks |= i->writes[a] && p->values[rsi_base_of(p, i->ids[a])].kind != RSI_V_TEMP;
+}
+
+int rsi_number_of(const rs_op *op) {
+  int n = 0;
+  while (rsi_ops[n] != op) n++;
+  return n;
+}
+
 /* ---- values ----------------------------------------------------------------------------------------------------------- */
 
 bool rsi_is_outside(const rs_program *p, int id) {
@@ -213,7 +224,6 @@ static rs_status emit(rsi_edit *e, const rs_op *op, const void *attrs, int nin, 
   for (int a = 0; a < nin; a++) {
     i->ids[a] = in[a];
     i->writes[a] = pointers[a] && op->writes && op->writes(&c, a);
-    i->marks |= i->writes[a] && p->values[rsi_base_of(p, in[a])].kind != RSI_V_TEMP;
   }
   for (int j = 0; j < op->nout; j++) {
     int id = j < nout ? ids[j] : -1;
@@ -223,6 +233,7 @@ static rs_status emit(rsi_edit *e, const rs_op *op, const void *attrs, int nin, 
     i->ids[nin + j] = id;
     if (j < nout) ids[j] = id;
   }
+  rsi_instr_mark(p, i);
   return RS_OK;
 }
 

@@ -17,12 +17,6 @@ typedef struct half {
   const bool *fixed;           /* [nmap] of bases */
 } half;
 
-static int number_of(const rs_op *op) {
-  int n = 0;
-  while (rsi_ops[n] != op) n++;
-  return n;
-}
-
 static int cast_to(half *h, int id) {
   rsi_attr_set a;
   int out = -1;
@@ -41,7 +35,7 @@ static int narrowed(half *h, int id) {
   if (k >= 0 && !h->was[k].kernel) {
     const rsi_instr *const view = &h->was[k];
     const int of = narrowed(h, view->ids[0]);
-    if (of >= 0 && !rsi_edit_emit(&h->e, number_of(view->op), view->attrs, 1, &of, 1, &out)) out = -1;
+    if (of >= 0 && !rsi_edit_emit(&h->e, rsi_number_of(view->op), view->attrs, 1, &of, 1, &out)) out = -1;
   }
   if (out < 0) out = cast_to(h, id);
   h->narrow[id] = out;

@@ -20,6 +20,7 @@ typedef struct rsi_value {
   int64_t    offset, delta;            /* delta: of a view, from where the value begins that it was taken of */
   rsi_desc   desc;
   int64_t    strides[RS_MAX_DIMS];
+  bool       wants;                    /* arguments and bindings: it wanted a gradient when it was recorded */
   rs_tensor *bound;                    /* RSI_V_BOUND: the tensor, one reference */
   void      *data;                     /* RSI_V_BOUND: where it lay when it was recorded */
   /* of the memory plan */
@@ -61,6 +62,7 @@ struct rs_program {
   int             nvalues, values_capacity, ninstrs, instrs_capacity, nleaves, leaves_capacity, ninputs, noutputs;
   int             nprologue;
   bool            writes_inputs;       /* an instruction writes to an argument in place */
+  bool            grads;               /* it was recorded with gradients on: then it depends on who wants one */
   bool            half, exact;         /* half: bf16 where it pays; exact: of the context when it was recorded */
   bool            spoiled;             /* a pass failed half-way */
   _Atomic bool    used;                /* a workspace was made of it: it does not change any more */
@@ -78,6 +80,9 @@ struct rsi_trace {
 /* Grows an array of the heap to hold one more element. */
 rs_status rsi_grow(rsi_heap *heap, void **array, int count, int *capacity, size_t item);
 void      rsi_instr_free(rs_program *p, rsi_instr *instr);
+/* Sets `marks`: when a recording has come to its end (a gradient may turn into a binding then), and for what an edit makes. */
+void      rsi_instr_mark(const rs_program *p, rsi_instr *i);
+int       rsi_number_of(const rs_op *op);
 static inline int rsi_base_of(const rs_program *p, int id) { return p->values[id].base; }
 /* Can the caller, or a later run, see what is written to value `id`? */
 bool      rsi_is_outside(const rs_program *p, int id);

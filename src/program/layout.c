@@ -311,12 +311,6 @@ static bool keeps_zeros(const rsi_instr *i) {
   return false;
 }
 
-static int number_of(const rs_op *op) {
-  int n = 0;
-  while (rsi_ops[n] != op) n++;
-  return n;
-}
-
 static bool same_shape(const rsi_desc *a, const rsi_desc *b) {
   if (a->ndim != b->ndim) return false;
   for (int d = 0; d < a->ndim; d++)
@@ -354,7 +348,7 @@ static bool elementwise(layout *l, const rsi_instr *i) {
     else in[a] = beside_twin(l, id, channels, b);
     if (id >= 0 && in[a] < 0) return false;
   }
-  if (!rsi_edit_emit(&l->e, number_of(i->op), i->attrs, i->nin, in, 1, &made)) return false;
+  if (!rsi_edit_emit(&l->e, rsi_number_of(i->op), i->attrs, i->nin, in, 1, &made)) return false;
   set_twin(l, out, made, b);
   return true;
 }

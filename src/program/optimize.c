@@ -61,8 +61,7 @@ rs_status rs_program_instruction(const rs_program *p, int index, rs_instruction_
   const rsi_instr *const i = &p->instrs[index];
   *out = (rs_instruction_info){.op = i->op->name, .kernel = i->kernel ? i->kernel->name : NULL, .nin = i->nin, .nout = i->inplace ? 0 : i->nout,
                                .inplace = i->inplace, .ids = i->ids, .attrs = i->attrs};
-  for (int n = 0; n < RSI_OPS; n++)
-    if (rsi_ops[n] == i->op) out->number = n;
+  out->number = rsi_number_of(i->op);
   return RS_OK;
 }
 

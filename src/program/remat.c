@@ -40,12 +40,6 @@ static int last_reader(const rs_program *p, int base) {
   return -1;
 }
 
-static int number_of(const rs_op *op) {
-  int n = 0;
-  while (rsi_ops[n] != op) n++;
-  return n;
-}
-
 /* What one instruction makes is made again for its readers after instruction `after`. */
 typedef struct repeat {
   rsi_instr was;               /* its arrays stay valid while the edit lasts */
@@ -66,7 +60,7 @@ static rs_status rewrite(rs_program *p, repeat *list, int n) {
         int out = -1;
         if (r->done || k <= r->after || i->ids[a] != id) continue;
         r->done = true;
-        if (rsi_edit_emit(&e, number_of(r->was.op), r->was.attrs, r->was.nin, r->was.ids, 1, &out)) rsi_edit_set(&e, id, out);
+        if (rsi_edit_emit(&e, rsi_number_of(r->was.op), r->was.attrs, r->was.nin, r->was.ids, 1, &out)) rsi_edit_set(&e, id, out);
       }
     rsi_edit_keep(&e, k);
   }

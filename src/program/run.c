@@ -340,8 +340,21 @@ static bool leaves_fit(const rs_program *p) {
   return true;
 }
 
+/* Who wanted a gradient when it was recorded still does, and nobody else. */
+static bool wants_fit(const rs_program *p, rs_tensor *const *inputs) {
+  if (!p->grads) return true;
+  for (int i = 0; i < p->nvalues; i++) {
+    const rsi_value *const v = &p->values[i];
+    const rs_tensor *const t = v->kind == RSI_V_BOUND ? v->bound : v->kind == RSI_V_ARG ? inputs[i] : NULL;
+    if (t && v->wants != (t->node != NULL)) return false;
+  }
+  return true;
+}
+
+int rs_program_writes_inputs(const rs_program *p) { return p->writes_inputs; }
+
 int rs_program_fits(const rs_program *p, rs_tensor *const *inputs, int nin) {
-  if (nin != p->ninputs || !leaves_fit(p)) return 0;
+  if (nin != p->ninputs || !leaves_fit(p) || !wants_fit(p, inputs)) return 0;
   for (int i = 0; i < nin; i++)
     if (!has_form(&p->values[i], inputs[i])) return 0;
   return 1;
@@ -399,6 +412,7 @@ static rs_status begin(rs_workspace *w, rs_tensor *const *inputs) {
   if (p->writes_inputs) RSI_TRY(check_apart(p, inputs, base));
   RSI_CHECK(p->exact == w->ctx->x.exact, RS_ERR_STATE, "program: the precision was changed since it was recorded; record again");
   RSI_TRY(check_bound(w));
+  RSI_CHECK(wants_fit(p, inputs), RS_ERR_STATE, "program: other tensors want gradients than when it was recorded; record again");
   RSI_CHECK(leaves_fit(p), RS_ERR_STATE,
             "program: gradients are not as they were when it was recorded (set, dropped or replaced since); record again");
   if (rsi_unlikely(w->k != w->ctx->x.k || w->threads != w->ctx->threads)) RSI_TRY(fit(w));

@@ -15,12 +15,6 @@ typedef struct ssa {
   int        *seen;            /* [nmap] of a view: splits of its base when it was taken last */
 } ssa;
 
-static int number_of(const rs_op *op) {
-  int n = 0;
-  while (rsi_ops[n] != op) n++;
-  return n;
-}
-
 /* Makes a view show what its base holds now. */
 static void refresh(ssa *s, int id) {
   if (id < 0 || s->def[id] < 0 || s->seen[id] == s->writes[s->base[id]]) return;
@@ -28,7 +22,7 @@ static void refresh(ssa *s, int id) {
   int out = -1;
   refresh(s, view->ids[0]);
   s->seen[id] = s->writes[s->base[id]];
-  if (rsi_edit_emit(&s->e, number_of(view->op), view->attrs, 1, view->ids, 1, &out)) rsi_edit_set(&s->e, id, out);
+  if (rsi_edit_emit(&s->e, rsi_number_of(view->op), view->attrs, 1, view->ids, 1, &out)) rsi_edit_set(&s->e, id, out);
   else if (s->e.status == RS_OK) s->e.status = rsi_fail(RS_ERR_STATE, "ssa: %s could not be taken again", view->op->name);
 }
 
@@ -49,7 +43,7 @@ static void walk(ssa *s) {
       s->seen[i->ids[i->nin]] = s->writes[s->base[i->ids[i->nin]]];
     }
     int out = -1;
-    if (splits(s, i) && rsi_edit_emit(&s->e, number_of(i->op), i->attrs, i->nin, i->ids, 1, &out)) {
+    if (splits(s, i) && rsi_edit_emit(&s->e, rsi_number_of(i->op), i->attrs, i->nin, i->ids, 1, &out)) {
       rsi_edit_set(&s->e, target, out);
       s->writes[target]++;
     } else rsi_edit_keep(&s->e, k);

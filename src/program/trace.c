@@ -29,6 +29,7 @@ static rs_status new_value(rsi_trace *t, rs_tensor *tensor, int kind, int *id) {
   v->kind = (uint8_t)kind;
   v->base = p->nvalues;
   v->place = v->first = v->last = -1;
+  v->wants = tensor->node != NULL;
   rsi_desc_of(tensor, &v->desc);
   memcpy(v->strides, tensor->strides, sizeof v->strides);
   tensor->trace_id = (uint32_t)p->nvalues;
@@ -60,9 +61,7 @@ static rs_status add_ids(rsi_trace *t, const rsi_call *c, rsi_instr *instr) {
     RSI_TRY(value_of(t, c->in[i], &instr->ids[i]));
     instr->writes[i] = c->in[i] && ((instr->inplace && i == 0) || (c->op->writes && c->op->writes(c, i)));
     if (!instr->writes[i]) continue;
-    const uint8_t kind = p->values[rsi_base_of(p, instr->ids[i])].kind;
-    instr->marks |= kind != RSI_V_TEMP;
-    p->writes_inputs |= kind == RSI_V_ARG;
+    p->writes_inputs |= p->values[rsi_base_of(p, instr->ids[i])].kind == RSI_V_ARG;
   }
   for (int j = 0; j < c->nout; j++) {
     int *const id = &instr->ids[c->nin + j];
@@ -164,6 +163,7 @@ static rs_status trace_new(rs_ctx *ctx, rsi_trace **out) {
   atomic_init(&t->program->refs, 1);
   t->program->heap = ctx->x.heap;
   t->program->exact = ctx->x.exact;
+  t->program->grads = ctx->grad_enabled != 0;
   t->status = RS_OK;
   t->serial = atomic_fetch_add_explicit(&serials, 1, memory_order_relaxed) + 1;
   *out = t;
@@ -220,6 +220,7 @@ rs_status rs_trace_end(rs_ctx *ctx, rs_tensor *const *outputs, int n, rs_program
       rsi_value *const v = &p->values[rsi_base_of(p, p->outputs[i])];
       v->kept = v->kind == RSI_V_TEMP;
     }
+    for (int k = 0; k < p->ninstrs; k++) rsi_instr_mark(p, &p->instrs[k]);
     if (status == RS_OK) status = rsi_plan(p);
   }
   if (status != RS_OK) {
