@@ -345,6 +345,20 @@ describe("resin.compile", function()
       end)
     end)
 
+    it("is recorded again when a switch of the optimiser changes", function()
+      for _, case in ipairs { { "SGD", "maximize", true }, { "SGD", "momentum", 0.9 }, { "Adam", "maximize", true },
+        { "SGD", "nesterov", true, { lr = 0.1, momentum = 0.9 } } } do
+        local name, key, value, options = case[1], case[2], case[3], case[4] or { lr = 0.1 }
+        local _, _, fast = train_both(function()
+          local model = mlp()
+          return { model = model, opt = optim[name](model, options) }
+        end, "start", 8, function(t, i)
+          if i >= 5 then t.opt.param_groups[1][key] = value end
+        end)
+        assert.is_true(fast.recorded <= 4, name .. " " .. key .. ": " .. fast.recorded)
+      end
+    end)
+
     it("trains parameters that are added later", function()
       local extra = {}
       train_both(function()
@@ -505,6 +519,7 @@ describe("resin.compile", function()
       local many = {}
       for i = 1, 65 do many[i] = resin.ones(1) end
       fails("compile: 65 tensors were given; at most 64 are possible", fast, many)
+      fails("compile: 65 tensors were given; at most 64 are possible", fast.begin, fast, many)
       local deep = resin.ones(1)
       for _ = 1, 8 do deep = { deep } end
       fails("compile: argument 1 is nested too deeply", fast, deep)
@@ -522,6 +537,82 @@ describe("resin.compile", function()
       fails("compile: argument 2 must be made of tensors, numbers, strings, booleans and plain tables, got a function", fast, resin.ones(1),
         print)
       fails("compile: argument 1 must be made of .*, got Linear", fast, nn.Linear(2, 2))
+    end)
+
+    it("are ordered by their keys, 1 apart from \"1\", and told from lists of them", function()
+      local fast = resin.compile(function(t) return t[1] - t["1"] end, EXACT)
+      for i = 1, 4 do
+        local x, y = resin.randn(2), resin.randn(2)
+        local t = {}
+        if i % 2 == 0 then t["1"], t[1] = y, x else t[1], t["1"] = x, y end
+        same(x - y, fast(t))
+      end
+      assert.equal(1, fast.recorded)
+      fails("compile: argument 1: the keys of tables must be numbers and strings, got true", fast, { [true] = 1 })
+      local first = resin.compile(function(a, b) return b and a - b or a[1] + a[2] end, EXACT)
+      local x, y = resin.randn(2), resin.randn(2)
+      same(x - y, first(x, y))
+      same(x + y, first({ x, y }, nil))
+    end)
+
+    it("that are results cannot be objects, cycles or freed", function()
+      local x = resin.ones(2)
+      fails("compile: result 2 must be made of tensors, numbers, strings, booleans and plain tables, got a function",
+        resin.compile(function(a) return a, { print } end), x)
+      fails("compile: result 1 must be made of .*, got Linear", resin.compile(function() return nn.Linear(2, 2) end), x)
+      fails("compile: result 1 is nested too deeply", resin.compile(function(a)
+        local t = { a }
+        t[2] = t
+        return t
+      end), x)
+      fails("compile: result: tensor was freed", resin.compile(function(a)
+        local y = a * 2
+        y:free()
+        return y
+      end), x)
+      assert.equal(0, lib.C.rs_is_tracing(lib.ctx))
+    end)
+
+    it("are results of their own, each", function()
+      local fast = resin.compile(function(x)
+        local y = x * 2
+        return y, y, y:t()
+      end, EXACT)
+      for _ = 1, 3 do
+        local x = resin.randn(2, 3)
+        local a, b, c = fast(x)
+        a:zero_()
+        same(x * 2, b)
+        same((x * 2):t(), c)
+      end
+    end)
+
+    it("are written in place where they are contiguous and given once", function()
+      local fast = resin.compile(function(a, b) return a:add_(b) end, EXACT)
+      local wanted = "compile: the function writes into an argument in place, so argument %d must be contiguous and not be given twice"
+      for _ = 1, 3 do                    -- the first time while it is recorded
+        local a, b = resin.zeros(2, 3), resin.ones(3, 2):t()
+        fails(wanted:format(2), fast, a, b)
+        fails(wanted:format(1), fast, resin.zeros(3, 2):t(), b:contiguous())
+        fails("write", fast, a, a)
+        fails(wanted:format(2), fast.begin, fast, a, b)
+        same(resin.zeros(2, 3), a)
+        fast(a, b:contiguous())
+        same(resin.ones(2, 3), a)
+      end
+      assert.equal(1, fast.recorded)
+    end)
+
+    it("cannot be freed by the function", function()
+      local fast = resin.compile(function(_, t)
+        local y = t.x * 2
+        t.x:free()
+        return y
+      end)
+      fails("compile: the function frees argument 2; a program needs it at each run, so free it after the call", fast, resin.ones(2),
+        { x = resin.ones(2) })
+      assert.equal(0, lib.C.rs_is_tracing(lib.ctx))
+      same(resin.ones(2) * 2, resin.compile(function(t) return t * 2 end)(resin.ones(2)))
     end)
 
     it("may be no tensors at all", function()
@@ -578,6 +669,83 @@ describe("resin.compile", function()
         fails("cannot be read or written from outside while a program is recorded", fast, resin.ones(2))
         assert.equal(0, lib.C.rs_is_tracing(lib.ctx))
       end
+    end)
+
+    it("cannot look behind values by data()", function()
+      local w, kept = resin.ones(2), nil
+      for _, look in ipairs { function(x) return x:data() end, function(x) return (x * 2):data() end, function() return w:data() end } do
+        fails("data: a value cannot be read or written from outside while a program is recorded", resin.compile(function(x)
+          look(x)
+          return x
+        end), resin.ones(2))
+      end
+      resin.compile(function(x)
+        kept = x * 2
+        return x
+      end)(resin.ones(2))
+      fails("data: this tensor was made while a program was recorded, so it has a shape but no values", kept.data, kept)
+      assert.equal(1, w:data()[0])
+    end)
+
+    it("cannot set the machine or the random numbers", function()
+      local state = resin.get_rng_state()
+      for name, value in pairs { manual_seed = 1, set_rng_state = state, set_num_threads = 1, set_isa = "best", set_backends = "all",
+        set_precision = "default" } do
+        fails(name .. ": not while a program is recorded", resin.compile(function(x)
+          resin[name](value)
+          return x
+        end), resin.ones(2))
+      end
+      assert.equal(0, lib.C.rs_is_tracing(lib.ctx))
+      assert.same(state, resin.get_rng_state())
+    end)
+
+    it("cannot yield, and leaves nothing behind then", function()
+      local w = resin.randn({ 2 }, { requires_grad = true })
+      local layer = nn.Sequential(nn.Linear(2, 2), function(x)
+        coroutine.yield(1)
+        return x
+      end)
+      local here = debug.getinfo(1, "l").currentline + 3
+      local ways = {
+        function(x)
+          coroutine.yield(1)
+          return x
+        end,
+        function(x) return resin.scope(function() coroutine.yield(1) return x end) end,
+        function(x) return resin.no_grad(function() coroutine.yield(1) return x end) end,
+        function(x) return layer(x:reshape(1, 2)) end,
+      }
+      for i, way in ipairs(ways) do
+        local fast = resin.compile(way)
+        local co = coroutine.create(function() return fast(resin.ones(2)) end)
+        local message = fails("compile: a function cannot yield while it is recorded", function() assert(coroutine.resume(co)) end)
+        if i == 1 then assert.is_truthy(message:find("compile_spec.lua:" .. here .. ":", 1, true), message) end
+        assert.equal("dead", coroutine.status(co))
+        assert.equal(0, lib.C.rs_is_tracing(lib.ctx))
+        assert.is_true(resin.is_grad_enabled())
+        local y = w * 2                  -- is computed
+        assert.equal(2, #y:totable())
+      end
+      local inside = resin.compile(function(x)      -- coroutines of its own are its own
+        local co = coroutine.wrap(function(a) coroutine.yield(a * 2) end)
+        return co(x)
+      end)
+      same(resin.full({ 2 }, 2), inside(resin.ones(2)))
+      local fast = resin.compile(nn.Linear(2, 2):eval())
+      local line = debug.getinfo(1, "l").currentline + 2
+      local message = fails("linear", function()
+        local y = fast(resin.ones(1, 3))
+        return y
+      end)
+      assert.is_truthy(message:find("compile_spec.lua:" .. line .. ":", 1, true), message)
+    end)
+
+    it("cannot be BatchNorm's plain average of all batches", function()
+      local norm = nn.BatchNorm1d(2, { momentum = false })
+      fails("item: a value cannot be read", resin.no_grad, resin.compile(norm), resin.ones(3, 2))
+      norm:eval()
+      assert.is_truthy(resin.compile(norm)(resin.ones(3, 2)))
     end)
 
     it("leaves no recording behind after an error, and the next call records", function()
@@ -787,7 +955,7 @@ describe("resin.compile", function()
       local f = resin.compile(function(a) return a * w end, EXACT)
       f(x) f(x)
       w:set_data(resin.ones(4))
-      fails("bound tensor 1, f32 %[4%], was given other memory since it was recorded; record again", f, x)
+      fails("bound tensor 1, f32 %[4%], was given other memory since it was recorded; record again: fast:reset%(%)", f, x)
       f:reset()
       same(x, f(x))
       same(x, f(x))
@@ -874,7 +1042,9 @@ describe("resin.compile", function()
       fast:begin(x)
       fast:step(1e-3)
       fails("a run in steps is under way in a workspace that shares its memory with this one; finish or cancel it first", fast, y)
-      fails("a run in steps is under way in the memory that is to be shared; finish or cancel it first", fast, resin.randn(50, 6))
+      fails("compile: these arguments must be recorded, but a run in steps is under way; finish it or call fast:cancel%(%) first", fast,
+        resin.randn(50, 6))
+      assert.equal(2, fast.recorded)
       assert.equal(0, lib.C.rs_is_tracing(lib.ctx))
       local _, result = fast:step()
       same(want, result)

@@ -27,15 +27,23 @@ Compiled.__name = "resin.Compiled"
 
 -- ---- arguments and results -------------------------------------------------------------------------------------------------
 
--- The keys of a plain table in an order that depends on nothing else.
+-- The keys of a plain table in an order that depends on nothing else: numbers, then strings. flatten refuses others.
 local function sorted_keys(value)
   local keys = {}
   for key in pairs(value) do keys[#keys + 1] = key end
   table.sort(keys, function(a, b)
-    if type(a) == "number" and type(b) == "number" then return a < b end
-    return tostring(a) < tostring(b)
+    if type(a) == type(b) then return a < b end
+    return type(a) == "number"
   end)
   return keys
+end
+
+local function check_keys(value, what)
+  for key in pairs(value) do
+    if type(key) ~= "number" and type(key) ~= "string" then
+      check.fail("compile: %s: the keys of tables must be numbers and strings, got %s", what, check.describe(key))
+    end
+  end
 end
 
 -- Finds the tensors of a value, in order, and describes the rest as text.
@@ -46,9 +54,10 @@ local function flatten(value, tensors, text, depth, what)
     text[#text + 1] = "t"
   elseif kind == "table" and getmetatable(value) == nil then
     if depth > 6 then check.fail("compile: %s is nested too deeply", what) end
+    check_keys(value, what)
     text[#text + 1] = "{"
     for _, key in ipairs(sorted_keys(value)) do
-      text[#text + 1] = type(key) == "number" and ("[%.17g]="):format(key) or ("%q="):format(tostring(key))
+      text[#text + 1] = type(key) == "number" and ("[%.17g]="):format(key) or ("%q="):format(key)
       flatten(value[key], tensors, text, depth + 1, what)
     end
     text[#text + 1] = "}"
@@ -190,8 +199,19 @@ local function pack(...)
   return {n = n, ...}
 end
 
+-- It is called through a C function (gsub), which no yield can cross: whoever resumed us would find everything being recorded.
 local function invoke(self, args)
-  return pack(self.fn(unpack(args, 1, args.n)))
+  local returned
+  string.gsub(".", ".", function() returned = pack(self.fn(unpack(args, 1, args.n))) end)
+  return returned
+end
+
+local function handler(err)
+  if type(err) == "string" and err:find("attempt to yield", 1, true) then
+    local _, text = pcall(check.fail, "compile: a function cannot yield while it is recorded")
+    err = text                       -- with the line where it happened
+  end
+  return check.handler(err)
 end
 
 local function report() return require("resin.report.program") end
@@ -200,13 +220,13 @@ local function finish_trace(tensors)
   if #tensors > MOST_ARGUMENTS then
     check.fail("compile: the function returns %d tensors; at most %d are possible", #tensors, MOST_ARGUMENTS)
   end
-  for i = 1, #tensors do results[i - 1] = tensors[i].h end
+  for i, t in ipairs(tensors) do results[i - 1] = t.h or check.freed("compile: result") end
   check.status(C.rs_trace_end(ctx, results, #tensors, out_program))
 end
 
 local function make_entry(self, static, n, grads, returned)
-  local tensors = {}
-  for i = 1, returned.n do tensors_in(returned[i], tensors) end
+  local tensors, rest = {}, {}
+  for i = 1, returned.n do flatten(returned[i], tensors, rest, 1, "result " .. i) end
   finish_trace(tensors)
   local entry = {program = out_program[0], static = static, grads = grads, version = structure.version, mode = structure.mode, n = n,
                  noutputs = #tensors, nresults = returned.n, signature = self.module and signature(self.module)}
@@ -231,14 +251,32 @@ local function make_entry(self, static, n, grads, returned)
   return guard(entry)
 end
 
--- A recording needs contiguous tensors that are all different.
+-- A recording needs contiguous tensors that are all different. Returns the number of the first tensor that a copy stands for now.
 local function prepare(list)
-  local seen = {}
+  local seen, copied = {}, nil
   for i, t in ipairs(list) do
     if not t.h then check.freed("compile: argument") end
     if not t:is_contiguous() then list[i] = t:contiguous() end
     if seen[list[i]] then list[i] = list[i]:clone() end
     seen[list[i]] = true
+    if list[i] ~= t then copied = copied or i end
+  end
+  return copied
+end
+
+-- The argument that holds tensor number `i`.
+local function argument_of(args, i)
+  for k = 1, args.n do
+    i = i - #tensors_in(args[k], {})
+    if i <= 0 then return k end
+  end
+end
+
+-- What a program writes into a copy would be lost.
+local function check_written(entry, args, copied)
+  if copied and C.rs_program_writes_inputs(entry.program) ~= 0 then
+    check.fail("compile: the function writes into an argument in place, so argument %d must be contiguous and not be given twice",
+      argument_of(args, copied))
   end
 end
 
@@ -259,15 +297,25 @@ local function put_back(args, list)
   return new
 end
 
+local function fill_arguments(list)
+  for i = 1, #list do arguments[i - 1] = list[i].h end
+end
+
 -- What a function makes while it is recorded (parameters, optimiser state) is made with the recording paused.
 local function record(self, args, list, static, grads)
-  for i = 1, #list do arguments[i - 1] = list[i].h end
+  fill_arguments(list)
   local given = put_back(args, list)
   check.status(C.rs_trace_begin(ctx, arguments, #list))
-  local ok, returned = xpcall(invoke, check.handler, self, given)
+  local ok, returned = xpcall(invoke, handler, self, given)
   if not ok then
     C.rs_trace_abort(ctx)
     error(returned, 0)
+  end
+  for i = 1, #list do
+    if not list[i].h then
+      C.rs_trace_abort(ctx)
+      check.fail("compile: the function frees argument %d; a program needs it at each run, so free it after the call", argument_of(args, i))
+    end
   end
   local ended, entry = xpcall(make_entry, check.handler, self, static, #list, grads, returned)
   if not ended then
@@ -292,13 +340,18 @@ local function give(entry)
   return unpack(values, 1, entry.nresults)
 end
 
+-- Raises what C says, with the name that "record again" has in Lua.
+local function refused()
+  check.fail("%s", (ffi.string(C.rs_last_error()):gsub("record again", "record again: fast:reset()")))
+end
+
 local function run(entry, n)
   local rc = C.rs_program_call(entry.program, entry.workspace, arguments, n, results, entry.noutputs)
   if rc == C.RS_ERR_NOMEM then
     scope.collect()
     rc = C.rs_program_call(entry.program, entry.workspace, arguments, n, results, entry.noutputs)
   end
-  if rc ~= 0 then check.status(rc) end
+  if rc ~= 0 then refused() end
   return give(entry)
 end
 
@@ -307,22 +360,36 @@ local function runs_eagerly(self, grads)
   return self.module and grads and self.module.training
 end
 
+-- Puts the tensors of `args` into `arguments` and finds the entry. Returns it (nil when there is none yet), the tensors, the
+-- description of the rest, and what prepare returned.
+local function look_up(self, args, grads)
+  local list, text, plain = {}, {}, true
+  for i = 1, args.n do
+    flatten(args[i], list, text, 1, "argument " .. i)
+    plain = plain and getmetatable(args[i]) == Tensor
+  end
+  local static = plain and #list or table.concat(text)
+  if #list > MOST_ARGUMENTS then check.fail("compile: %d tensors were given; at most %d are possible", #list, MOST_ARGUMENTS) end
+  local copied = prepare(list)
+  fill_arguments(list)
+  local entry = find(self, static, #list, grads)
+  if entry then check_written(entry, args, copied) end
+  return entry, list, static, copied
+end
+
 local function slow(self, args)
   local grads = C.rs_get_grad_enabled(ctx) ~= 0
   if C.rs_is_tracing(ctx) ~= 0 or runs_eagerly(self, grads) then return self.fn(unpack(args, 1, args.n)) end
-  local list, text = {}, {}
-  for i = 1, args.n do flatten(args[i], list, text, 1, "argument " .. i) end
-  local plain = #list == args.n
-  local static = plain and #list or table.concat(text)
-  if #list > MOST_ARGUMENTS then check.fail("compile: %d tensors were given; at most %d are possible", #list, MOST_ARGUMENTS) end
   if self.module then grads = false end
-  prepare(list)
-  for i = 1, #list do arguments[i - 1] = list[i].h end
-  local entry = find(self, static, #list, grads)
+  local entry, list, static, copied = look_up(self, args, grads)
   if not entry then
+    if self.under_way and self.under_way.program then
+      check.fail("compile: these arguments must be recorded, but a run in steps is under way; finish it or call fast:cancel() first")
+    end
     if self.module then entry = grad.no_grad(record, self, args, list, static, grads)
     else entry = record(self, args, list, static, grads) end
-    for i = 1, #list do arguments[i - 1] = list[i].h end
+    check_written(entry, args, copied)
+    fill_arguments(list)
   end
   return run(entry, #list)
 end
@@ -358,16 +425,11 @@ Compiled.__call = call
 function Compiled:begin(...)
   if C.rs_is_tracing(ctx) ~= 0 then check.fail("compile: begin: a run in steps cannot be part of a recording") end
   local args = {n = select("#", ...), ...}
-  local list, text = {}, {}
-  for i = 1, args.n do flatten(args[i], list, text, 1, "argument " .. i) end
-  prepare(list)
-  for i = 1, #list do arguments[i - 1] = list[i].h end
-  local grads = not self.module and C.rs_get_grad_enabled(ctx) ~= 0
-  local entry = find(self, #list == args.n and #list or table.concat(text), #list, grads)
+  local entry, list = look_up(self, args, not self.module and C.rs_get_grad_enabled(ctx) ~= 0)
   if not entry then
     check.fail("compile: begin: nothing was recorded for these arguments; call the compiled function once with them first")
   end
-  check.status(C.rs_program_begin(entry.program, entry.workspace, arguments, #list))
+  if C.rs_program_begin(entry.program, entry.workspace, arguments, #list) ~= 0 then refused() end
   self.under_way = entry
 end
 

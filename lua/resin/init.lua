@@ -44,11 +44,21 @@ function resin.keep(t) return scope.promote(check.tensor(t, "keep: argument 1"))
 ---default). Returns what it was before. Each warning comes once for each place; this starts the count anew.
 resin.set_warnings = check.set_warnings
 
+-- What these set belongs to no program: it would be done once, while the function is recorded.
+local function outside_recordings(what)
+  if C.rs_is_tracing(ctx) ~= 0 then
+    check.fail("%s: not while a program is recorded: it would not be done again when the program runs; call it outside", what)
+  end
+end
+
 -- ---- random numbers ------------------------------------------------------------------------------------------------------
 
 ---Starts the random numbers anew: the same seed gives the same numbers.
 ---@param seed integer
-function resin.manual_seed(seed) C.rs_seed(ctx, check.integer(seed, "manual_seed: seed", 0, 2 ^ 53)) end
+function resin.manual_seed(seed)
+  outside_recordings("manual_seed")
+  C.rs_seed(ctx, check.integer(seed, "manual_seed: seed", 0, 2 ^ 53))
+end
 
 ---@return number[] four numbers for set_rng_state
 function resin.get_rng_state()
@@ -59,6 +69,7 @@ end
 
 ---@param state number[] from get_rng_state
 function resin.set_rng_state(state)
+  outside_recordings("set_rng_state")
   check.table(state, "set_rng_state: state")
   local c = ffi.new("double[4]")
   for i = 1, 4 do c[i - 1] = check.number(state[i], "set_rng_state: state[" .. i .. "]") end
@@ -69,26 +80,36 @@ end
 
 ---Threads that an op may use, the caller's included.
 ---@param n integer
-function resin.set_num_threads(n) check.status(C.rs_set_num_threads(ctx, check.integer(n, "set_num_threads: n", 1, 1024))) end
+function resin.set_num_threads(n)
+  outside_recordings("set_num_threads")
+  check.status(C.rs_set_num_threads(ctx, check.integer(n, "set_num_threads: n", 1, 1024)))
+end
 
 ---@return integer
 function resin.get_num_threads() return C.rs_get_num_threads(ctx) end
 
 ---Chooses the instruction set: "baseline", "avx2", "avx512" or "best".
 ---@param name string
-function resin.set_isa(name) check.status(C.rs_set_isa(ctx, check.string(name, "set_isa: name"))) end
+function resin.set_isa(name)
+  outside_recordings("set_isa")
+  check.status(C.rs_set_isa(ctx, check.string(name, "set_isa: name")))
+end
 
 ---@return string
 function resin.get_isa() return ffi.string(C.rs_get_isa(ctx)) end
 
 ---Allows the backends "all", "portable", or a list as in "blas,onednn".
 ---@param names string
-function resin.set_backends(names) check.status(C.rs_set_backends(ctx, check.string(names, "set_backends: names"))) end
+function resin.set_backends(names)
+  outside_recordings("set_backends")
+  check.status(C.rs_set_backends(ctx, check.string(names, "set_backends: names")))
+end
 
 ---"default", or "highest": convolutions without Winograd's form, whose error is a few times larger, and no programs in bf16.
 ---Compiled functions record again.
 ---@param name string
 function resin.set_precision(name)
+  outside_recordings("set_precision")
   check.status(C.rs_set_precision(ctx, check.string(name, "set_precision: name")))
   local structure = require("resin.nn.class").structure
   structure.version = structure.version + 1

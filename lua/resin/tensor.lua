@@ -264,7 +264,15 @@ end
 ---A pointer to the first element, of the tensor's element type; it counts from 0. Keep the tensor while it is used.
 function methods.data(t)
   local h = handle(t, "data")
-  return ffi.cast(dtype.pointer[C.rs_tensor_dtype(h)], C.rs_tensor_data(h))
+  if C.rs_is_tracing(ctx) ~= 0 then
+    fail("data: a value cannot be read or written from outside while a program is recorded: it would be frozen into it")
+  end
+  local pointer = C.rs_tensor_data(h)
+  if pointer == nil and C.rs_tensor_numel(h) > 0 then
+    fail("data: this tensor was made while a program was recorded, so it has a shape but no values; only what the recorded function "
+      .. "returns has values")
+  end
+  return ffi.cast(dtype.pointer[C.rs_tensor_dtype(h)], pointer)
 end
 
 ---Steps through the entries of the first dimension: for i, row in t:iter() do … end

@@ -32,12 +32,17 @@ local function read(group, rule)
   return values[rule.slot]
 end
 
+-- Programs read the numbers in `hyper` at each run. A flag is part of an instruction, and an option that brings state tensors
+-- (`buffers`: SGD's momentum) is another set of inputs: recordings are out of date then.
 local function write(group, rule, value)
   if rule.slot == nil then
+    local former = group.flags[rule.name]
+    if former ~= nil and former ~= value then structure.version = structure.version + 1 end
     group.flags[rule.name] = value
   elseif rule.count == 2 then
     group.values[rule.slot], group.values[rule.slot + 1] = value[1], value[2]
   else
+    if rule.buffers and value ~= 0 and group.array and not group.buffered then structure.version = structure.version + 1 end
     group.values[rule.slot] = value
   end
 end

@@ -29,7 +29,7 @@ return Optimizer.define{
   type = "SGD",
   options = {
     {name = "lr", check = check.number, min = 0, default = 1e-3, slot = 0},
-    {name = "momentum", check = check.number, min = 0, default = 0, slot = 1},
+    {name = "momentum", check = check.number, min = 0, default = 0, slot = 1, buffers = true},
     {name = "dampening", check = check.number, default = 0, slot = 2},
     {name = "weight_decay", check = check.number, min = 0, default = 0, slot = 3},
     {name = "nesterov", check = check.boolean, default = false},
