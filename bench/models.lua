@@ -120,9 +120,10 @@ local function forward_backward(model, x)
   end
 end
 
+-- The mode is set once, as on the peers' side; each row has a process of its own.
 local function without_gradient(model, x)
-  local function call() return model(x) end
-  return function() return resin.no_grad(call) end
+  resin.set_grad_enabled(false)
+  return function() return model(x) end
 end
 
 local function block_step(model, x, y)
