@@ -1172,7 +1172,7 @@ describe("resin.compile", function()
 
   describe("options and text", function()
     it("are checked", function()
-      fails("compile: argument 1 must be a function, got number 3", resin.compile, 3)
+      fails("compile: argument 1, when it is no module, must be a function, got number 3", resin.compile, 3)
       fails('compile: unknown option "pases"', resin.compile, print, { pases = true })
       fails("compile: max_programs must be an integer from 1 to 1024, got number 0", resin.compile, print, { max_programs = 0 })
       fails('compile: there is no pass "nothing"', resin.compile, print, { passes = { "nothing" } })

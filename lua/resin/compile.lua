@@ -73,19 +73,17 @@ local function flatten(value, tensors, text, depth, what)
   text[#text + 1] = ","
 end
 
--- The same value with tensors replaced by their numbers wrapped in a marker, to be filled in again.
-local Place = {}
-
-local function template(value, count)
+-- A copy of a value that flatten accepted, in which change(tensor) stands for each tensor, in flatten's order.
+local function map(value, change)
   if type(value) ~= "table" then return value end
-  if getmetatable(value) == Tensor then
-    count.n = count.n + 1
-    return setmetatable({at = count.n}, Place)
-  end
+  if getmetatable(value) == Tensor then return change(value) end
   local copy = {}
-  for _, key in ipairs(sorted_keys(value)) do copy[key] = template(value[key], count) end
+  for _, key in ipairs(sorted_keys(value)) do copy[key] = map(value[key], change) end
   return copy
 end
+
+-- What stands for tensor number `at` in the results of an entry.
+local Place = {}
 
 local function fill(value, tensors)
   if type(value) ~= "table" then return value end
@@ -93,16 +91,6 @@ local function fill(value, tensors)
   local copy = {}
   for key, item in pairs(value) do copy[key] = fill(item, tensors) end
   return copy
-end
-
-local function tensors_in(value, list)
-  if type(value) ~= "table" then return list end
-  if getmetatable(value) == Tensor then
-    list[#list + 1] = value
-    return list
-  end
-  for _, key in ipairs(sorted_keys(value)) do tensors_in(value[key], list) end
-  return list
 end
 
 -- ---- entries ---------------------------------------------------------------------------------------------------------------
@@ -230,9 +218,13 @@ local function make_entry(self, static, n, grads, returned)
   finish_trace(tensors)
   local entry = {program = out_program[0], static = static, grads = grads, version = structure.version, mode = structure.mode, n = n,
                  noutputs = #tensors, nresults = returned.n, signature = self.module and signature(self.module)}
-  local count = {n = 0}
+  local count = 0
+  local function place()
+    count = count + 1
+    return setmetatable({at = count}, Place)
+  end
   entry.template = {}
-  for i = 1, returned.n do entry.template[i] = template(returned[i], count) end
+  for i = 1, returned.n do entry.template[i] = map(returned[i], place) end
   entry.single = returned.n == 1 and getmetatable(entry.template[1]) == Place
   entry.length, entry.ops = C.rs_program_length(entry.program), report().count_ops(entry.program)      -- as recorded
   local rc = C.rs_program_optimize(entry.program, self.passes, self.dtype)
@@ -266,8 +258,9 @@ end
 
 -- The argument that holds tensor number `i`.
 local function argument_of(args, i)
+  local function count() i = i - 1 end
   for k = 1, args.n do
-    i = i - #tensors_in(args[k], {})
+    map(args[k], count)
     if i <= 0 then return k end
   end
 end
@@ -280,20 +273,15 @@ local function check_written(entry, args, copied)
   end
 end
 
+-- The arguments with the tensors of `list` in their places.
 local function put_back(args, list)
   local at = 0
-  local function walk(value)
-    if type(value) ~= "table" then return value end
-    if getmetatable(value) == Tensor then
-      at = at + 1
-      return list[at]
-    end
-    local copy = {}
-    for _, key in ipairs(sorted_keys(value)) do copy[key] = walk(value[key]) end
-    return copy
+  local function next_one()
+    at = at + 1
+    return list[at]
   end
   local new = {n = args.n}
-  for i = 1, args.n do new[i] = walk(args[i]) end
+  for i = 1, args.n do new[i] = map(args[i], next_one) end
   return new
 end
 
@@ -301,7 +289,7 @@ local function fill_arguments(list)
   for i = 1, #list do arguments[i - 1] = list[i].h end
 end
 
--- What a function makes while it is recorded (parameters, optimiser state) is made with the recording paused.
+-- Runs the function while the context records, and makes an entry of what was recorded.
 local function record(self, args, list, static, grads)
   fill_arguments(list)
   local given = put_back(args, list)
@@ -531,7 +519,7 @@ end
 ---@return resin.Compiled
 local function compile(fn, options)
   local module = class.is_module(fn) and fn or nil
-  if not module then check.func(fn, "compile: argument 1") end
+  if not module then check.func(fn, "compile: argument 1, when it is no module,") end
   options = check.options(options, OPTIONS, "compile")
   local self = {entries = {}, version = structure.version, mode = structure.mode, recorded = 0, module = module,
                 max_programs = check.integer(options.max_programs or 8, "compile: max_programs", 1, 1024),

@@ -6,6 +6,7 @@
 ** M = cpg inner elements, xc = x - mean and u = g weight:
 **   dx = rstd (u - sum(u) / M - xc rstd^2 sum(u xc) / M),   dweight = rstd sum(g xc),   dbias = sum(g)
 */
+#include "ops/row_parts.h"
 #include "ops/op.h"
 #include <float.h>
 #include <math.h>
@@ -407,35 +408,20 @@ static rs_status rms_norm_run(const rsi_call *c) {
   return RS_OK;
 }
 
-/*
-** dweight is a sum over rows: a part of the rows is added up in the element type for a few rows, then in double; the parts are
-** added in their order. Scratch of a part: double [n], then [n] of the element type.
-*/
-enum { FEW_ROWS = 32, PART_WORK = 32768, MAX_PARTS = 16 };
-
-static int64_t rms_parts(int64_t rows, int64_t n) {
-  int64_t parts = rows * n / PART_WORK;
-  if (parts > MAX_PARTS) parts = MAX_PARTS;
-  if (parts > rows) parts = rows;
-  return parts < 1 ? 1 : parts;
-}
-
-static size_t part_bytes(const rms *j) { return ((size_t)j->n * (sizeof(double) + j->item) + 63) & ~(size_t)63; }
-
 static size_t rms_norm_backward_scratch(const rsi_call *c) {
   const rms j = rms_of(c, c->in[1], c->in[3]);
-  return c->in[3] ? part_bytes(&j) * (size_t)rms_parts(j.rows, j.n) : 0;
+  return c->in[3] ? rsi_row_part_bytes(j.n, 1, j.item) * (size_t)rsi_row_parts(j.rows, j.n) : 0;
 }
 
 static void rms_part(void *arg, int64_t first, int64_t last) {
   const rms *const j = arg;
   for (int64_t part = first; part < last; part++) {
-    double *const sum = j->weight ? (void *)(j->scratch + (size_t)part * part_bytes(j)) : NULL;
+    double *const sum = j->weight ? (void *)(j->scratch + (size_t)part * rsi_row_part_bytes(j->n, 1, j->item)) : NULL;
     char *const dw = j->weight ? (char *)(sum + j->n) : NULL;
     const int64_t begin = j->rows * part / j->parts, end = j->rows * (part + 1) / j->parts;
     if (sum) memset(sum, 0, sizeof(double) * (size_t)j->n);
-    for (int64_t from = begin; from < end; from += FEW_ROWS) {
-      const int64_t to = end - from < FEW_ROWS ? end : from + FEW_ROWS;
+    for (int64_t from = begin; from < end; from += RSI_FEW_ROWS) {
+      const int64_t to = end - from < RSI_FEW_ROWS ? end : from + RSI_FEW_ROWS;
       if (dw) memset(dw, 0, (size_t)j->n * j->item);
       for (int64_t i = from; i < to; i++) {
         const size_t at = (size_t)(i * j->n) * j->item;
@@ -450,13 +436,13 @@ static void rms_part(void *arg, int64_t first, int64_t last) {
 static rs_status rms_norm_backward_run(const rsi_call *c) {
   rms j = rms_of(c, c->in[1], c->in[3]);
   j.g = c->in[0]->data, j.rstd = c->in[2]->data, j.out = c->out[0]->data, j.scratch = c->scratch;
-  j.parts = rms_parts(j.rows, j.n);
+  j.parts = rsi_row_parts(j.rows, j.n);
   if (j.n == 0) return RS_OK;
   rsi_parallel(c->x, j.parts, ((j.item == 4 ? 0.5 : 1.0) * (double)j.n + 30.0) * (double)j.rows / (double)j.parts, rms_part, &j);
   for (int64_t i = 0; j.weight && i < j.n; i++) {
     double sum = 0;
     for (int64_t part = 0; part < j.parts; part++) {
-      const double *const sums = (const void *)(j.scratch + (size_t)part * part_bytes(&j));
+      const double *const sums = (const void *)(j.scratch + (size_t)part * rsi_row_part_bytes(j.n, 1, j.item));
       sum += sums[i];
     }
     store_real(c->out[1]->data, c->out[1]->dtype, i, sum);

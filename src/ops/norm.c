@@ -4,6 +4,7 @@
 ** Batch norm sees x as [N, C, inner]: with inner > 1 a channel is N planes, otherwise a column. Its statistics come from the
 ** variance fold of the reductions. Layer norm sees x as [rows, n].
 */
+#include "ops/row_parts.h"
 #include "ops/fold.h"
 #include <math.h>
 #include <string.h>
@@ -578,36 +579,21 @@ static rs_status layer_norm_run(const rsi_call *c) {
 
 /* ---- layer norm: backward -------------------------------------------------------------------------------------------- */
 
-/*
-** dweight and dbias are sums over rows: a part of the rows is added up in the element type for a few rows, then in double; the
-** parts are added in their order. Scratch of a part: double [2 n], then [2 n] of the element type.
-*/
-enum { FEW_ROWS = 32, PART_WORK = 32768, MAX_PARTS = 16 };
-
-static int64_t layer_parts(int64_t rows, int64_t n) {
-  int64_t parts = rows * n / PART_WORK;
-  if (parts > MAX_PARTS) parts = MAX_PARTS;
-  if (parts > rows) parts = rows;
-  return parts < 1 ? 1 : parts;
-}
-
-static size_t part_bytes(const layers *l) { return ((size_t)(2 * l->n) * (sizeof(double) + l->item) + 63) & ~(size_t)63; }
-
 static size_t layer_norm_backward_scratch(const rsi_call *c) {
   layers l;
   layers_shape(c, c->in[1], &l);
-  return part_bytes(&l) * (size_t)layer_parts(l.rows, l.n);
+  return rsi_row_part_bytes(l.n, 2, l.item) * (size_t)rsi_row_parts(l.rows, l.n);
 }
 
 static void layer_norm_part(void *arg, int64_t first, int64_t last) {
   const layers *const l = arg;
   for (int64_t part = first; part < last; part++) {
-    double *const sum = (void *)(l->scratch + (size_t)part * part_bytes(l));
+    double *const sum = (void *)(l->scratch + (size_t)part * rsi_row_part_bytes(l->n, 2, l->item));
     char *const dw = (void *)(sum + 2 * l->n), *const db = dw + (size_t)l->n * l->item;
     const int64_t begin = l->rows * part / l->parts, end = l->rows * (part + 1) / l->parts;
     memset(sum, 0, sizeof(double) * (size_t)(2 * l->n));
-    for (int64_t from = begin; from < end; from += FEW_ROWS) {
-      const int64_t to = end - from < FEW_ROWS ? end : from + FEW_ROWS;
+    for (int64_t from = begin; from < end; from += RSI_FEW_ROWS) {
+      const int64_t to = end - from < RSI_FEW_ROWS ? end : from + RSI_FEW_ROWS;
       memset(dw, 0, (size_t)(2 * l->n) * l->item);
       for (int64_t i = from; i < to; i++) {
         const size_t at = (size_t)(i * l->n) * l->item, one = (size_t)i * l->item;
@@ -625,13 +611,13 @@ static rs_status layer_norm_backward_run(const rsi_call *c) {
   l.g = c->in[0]->data, l.mean = c->in[2]->data, l.rstd = c->in[3]->data;
   l.weight = c->in[4] ? c->in[4]->data : NULL;
   l.out = c->out[0]->data, l.scratch = c->scratch;
-  l.parts = layer_parts(l.rows, l.n);
+  l.parts = rsi_row_parts(l.rows, l.n);
   if (l.n == 0) return RS_OK;
   const double work = (l.item == 4 ? 0.8 : 1.6) * (double)l.n + 40.0;
   rsi_parallel(c->x, l.parts, work * (double)l.rows / (double)l.parts, layer_norm_part, &l);
   double *const sum = c->scratch;
   for (int64_t part = 1; part < l.parts; part++) {
-    const double *const more = (const void *)(l.scratch + (size_t)part * part_bytes(&l));
+    const double *const more = (const void *)(l.scratch + (size_t)part * rsi_row_part_bytes(l.n, 2, l.item));
     for (int64_t i = 0; i < 2 * l.n; i++) sum[i] += more[i];
   }
   l.k->from_double(c->out[1]->data, sum, l.n);

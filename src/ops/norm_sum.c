@@ -3,6 +3,7 @@
 ** follows: dx, 0 where x is not above 0 when relu is set (x was the result of a ReLU), plus residual.
 ** A few rows go through all of it while they are in the cache, by the loops of the ops that it stands for, so the bits are theirs.
 */
+#include "ops/row_parts.h"
 #include "ops/op.h"
 #include <string.h>
 
@@ -128,22 +129,10 @@ static rs_status forward_infer(rsi_call *c) {
 
 /* ---- backward ----------------------------------------------------------------------------------------------------------- */
 
-/* Sums over rows as in layer_norm_backward: a few rows in the element type, then in double; parts are added in their order. */
-enum { FEW_ROWS = 32, PART_WORK = 32768, MAX_PARTS = 16 };
-
-static int64_t parts_of(int64_t rows, int64_t n) {
-  int64_t parts = rows * n / PART_WORK;
-  if (parts > MAX_PARTS) parts = MAX_PARTS;
-  if (parts > rows) parts = rows;
-  return parts < 1 ? 1 : parts;
-}
-
-static size_t part_bytes(int64_t n, size_t item) { return ((size_t)(2 * n) * (sizeof(double) + item) + 63) & ~(size_t)63; }
-
 static size_t backward_scratch(const rsi_call *c) {
   int64_t rows, n;
   sizes(c, c->in[BACK_X], &rows, &n);
-  return part_bytes(n, rsi_item_size(c->in[BACK_X])) * (size_t)parts_of(rows, n);
+  return rsi_row_part_bytes(n, 2, rsi_item_size(c->in[BACK_X])) * (size_t)rsi_row_parts(rows, n);
 }
 
 /* Rows from..to-1; adds to dw and db. */
@@ -159,12 +148,12 @@ static void backward_rows(const job *j, int64_t from, int64_t to, char *dw, char
 static void backward_parts(void *arg, int64_t first, int64_t last) {
   const job *const j = arg;
   for (int64_t part = first; part < last; part++) {
-    double *const sum = (void *)(j->scratch + (size_t)part * part_bytes(j->n, j->item));
+    double *const sum = (void *)(j->scratch + (size_t)part * rsi_row_part_bytes(j->n, 2, j->item));
     char *const dw = (void *)(sum + 2 * j->n), *const db = dw + (size_t)j->n * j->item;
     const int64_t begin = j->rows * part / j->parts, end = j->rows * (part + 1) / j->parts;
     memset(sum, 0, sizeof(double) * (size_t)(2 * j->n));
-    for (int64_t from = begin; from < end; from += FEW_ROWS) {
-      const int64_t to = end - from < FEW_ROWS ? end : from + FEW_ROWS;
+    for (int64_t from = begin; from < end; from += RSI_FEW_ROWS) {
+      const int64_t to = end - from < RSI_FEW_ROWS ? end : from + RSI_FEW_ROWS;
       memset(dw, 0, (size_t)(2 * j->n) * j->item);
       for (int64_t i = from, next; i < to; i = next) {
         next = to - i < rows_near(j) ? to : i + rows_near(j);
@@ -182,13 +171,13 @@ static rs_status backward_run(const rsi_call *c) {
   j.weight = data_of(c->in[BACK_WEIGHT]), j.residual = data_of(c->in[RESIDUAL]);
   if (!RSI_ATTR(c, layer_norm_backward_sum)->relu) j.relu = NULL;
   j.y = c->out[0]->data, j.scratch = c->scratch;
-  j.parts = parts_of(j.rows, j.n);
+  j.parts = rsi_row_parts(j.rows, j.n);
   if (j.n == 0) return RS_OK;
   const double work = (j.item == 4 ? 0.9 : 1.8) * (double)j.n + 40.0;
   rsi_parallel(c->x, j.parts, work * (double)j.rows / (double)j.parts, backward_parts, &j);
   double *const sum = c->scratch;
   for (int64_t part = 1; part < j.parts; part++) {
-    const double *const more = (const void *)(j.scratch + (size_t)part * part_bytes(j.n, j.item));
+    const double *const more = (const void *)(j.scratch + (size_t)part * rsi_row_part_bytes(j.n, 2, j.item));
     for (int64_t i = 0; i < 2 * j.n; i++) sum[i] += more[i];
   }
   j.k->from_double(c->out[1]->data, sum, j.n);
