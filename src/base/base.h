@@ -97,6 +97,7 @@ typedef enum rsi_isa_level { RSI_ISA_BASELINE = 0, RSI_ISA_AVX2, RSI_ISA_AVX512,
 rsi_isa_level rsi_cpu_best(void);              /* what this machine and its system support */
 const char   *rsi_isa_level_name(rsi_isa_level level);
 bool          rsi_cpu_amx(void);               /* bf16 products by tiles; asks the system for them at the first call */
+bool          rsi_cpu_split(void);             /* and f32 products by them: an f32 is split by an instruction of AVX512-BF16 */
 
 /* ---- random numbers: Philox 4x32-10, a pure function of (key, counter) ------------------------------------------------ */
 

@@ -15,6 +15,7 @@ extern const rsi_k_attention   RSI_ISA(rsi_k_attention);
 extern const rsi_k_block_norm  RSI_ISA(rsi_k_block_norm);
 extern const rsi_k_block_pool  RSI_ISA(rsi_k_block_pool);
 extern const rsi_k_winograd    RSI_ISA(rsi_k_winograd);
+extern const rsi_k_split       RSI_ISA(rsi_k_split);
 extern const rsi_kernels       RSI_ISA(rsi_kernels);
 
 const rsi_kernels RSI_ISA(rsi_kernels) = {
@@ -32,4 +33,5 @@ const rsi_kernels RSI_ISA(rsi_kernels) = {
   .block_norm = &RSI_ISA(rsi_k_block_norm),
   .block_pool = &RSI_ISA(rsi_k_block_pool),
   .winograd = &RSI_ISA(rsi_k_winograd),
+  .split = &RSI_ISA(rsi_k_split),
 };

@@ -1,0 +1,21 @@
+/*
+** f32 products of matrices by split tiles (kernels/split_gemm.h) on as many threads as they pay for. Elements are summed in an order
+** that follows from the sizes alone.
+*/
+#ifndef RSI_SPLIT_PRODUCT_H
+#define RSI_SPLIT_PRODUCT_H
+
+#include "ops/op.h"
+
+/* May split products be used at all? Not under precision "highest", where each product is one f32 operation. */
+static inline bool rsi_splits(const rsi_exec *x) {
+  return !x->exact && x->k->split->block != NULL && rsi_cpu_split();
+}
+
+/* Whether a product of this size is faster so. */
+bool   rsi_split_pays(const rsi_exec *x, int64_t m, int64_t n, int64_t k);
+size_t rsi_split_scratch(const rsi_exec *x, int64_t m, int64_t n, int64_t k);   /* bytes, aligned to 64 */
+/* p: m, n, k, a, b, c, ldc, beta and end are set. */
+void   rsi_split_run(const rsi_exec *x, const rsi_split_product *p, void *scratch);
+
+#endif
