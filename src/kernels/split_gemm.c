@@ -15,6 +15,17 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 RSI_TILES static void pack_run(const rsi_split_matrix *m, bool columns, const float *from, int64_t wide, int64_t left, uint16_t *to) {
   const int64_t half = RSI_DEEP / 2, deep = m->deep, side = m->side;
   __m512 x[RSI_SIDE], y[RSI_SIDE];
+  if (columns ? side == 1 : deep == 1) {            /* rows of tiles as they lie; line by line, so that all stays in registers */
+    const float *const low = from + half * deep;
+    const int64_t line = columns ? deep : side, rows = columns ? left : wide, lower = columns ? left - half : wide;
+    const __mmask16 mask = rsi_first_of(columns ? wide : left), mask_low = rsi_first_of(columns ? wide : left - half);
+    for (int64_t i = 0; i < RSI_SIDE; i++, to += RSI_DEEP) {
+      __m512i part[RSI_PARTS];
+      rsi_split(_mm512_maskz_loadu_ps(i < rows ? mask : 0, from + i * line), _mm512_maskz_loadu_ps(i < lower ? mask_low : 0, low + i * line), part);
+      for (int p = 0; p < RSI_PARTS; p++) _mm512_store_si512(to + p * RSI_TILE, part[p]);
+    }
+    return;
+  }
   if (columns) {
     rsi_load16(from, deep, side, left, wide, x);
     rsi_load16(from + half * deep, deep, side, left - half, wide, y);
@@ -135,7 +146,8 @@ RSI_TILES static void multiply(const place *w, const uint16_t *a, const uint16_t
   else rsi_split_multiply(1, 1, w->runs, &from, columns, RSI_RUN, false, w->sums);
 }
 
-RSI_TILES static void block(const rsi_split_product *s, const rsi_split_plan *t, int64_t i0, int64_t i1, int64_t j0, int64_t j1, void *room) {
+RSI_TILES static void block(const rsi_split_product *s, const rsi_split_plan *t, int64_t i0, int64_t i1, int64_t j0,
+                            int64_t j1, void *room) {
   _Alignas(64) float sums[2][4 * RSI_SIDE * RSI_SIDE];
   const bool rows = t->rows;
   const int64_t all = (s->k + RSI_DEEP - 1) / RSI_DEEP;
