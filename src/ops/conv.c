@@ -11,6 +11,8 @@
 #include "backend/backend.h"
 #include "base/lanes.h"
 #include "ops/op.h"
+#include "ops/product.h"
+#include "ops/split_product.h"
 #include <string.h>
 
 /* ---- attributes ------------------------------------------------------------------------------------------------------ */
@@ -315,6 +317,48 @@ static rs_status run_plan(const rsi_call *c, rsi_conv_kind kind, rsi_lane_fn fn)
   return RS_OK;
 }
 
+/* ---- 1x1 on every pixel ---------------------------------------------------------------------------------------------- */
+
+/*
+** The image is the unfolded matrix, so the products are those of matrices, and by split tiles they beat oneDNN, which needs its own
+** layouts: for each image y = weight x, dx = weight^T dy, and the weight's gradient is the sum over images of dy x^T.
+*/
+typedef struct point_call { rsi_conv_shape s; int64_t pixels, m, n, k; rsi_batch batch; } point_call;
+
+static bool point_of(const rsi_call *c, rsi_conv_kind kind, point_call *p) {
+  const rsi_conv_shape s = shape_of(c, kind);
+  *p = (point_call){.s = s, .pixels = s.oh * s.ow};
+  if (s.kh * s.kw != 1 || s.sh != 1 || s.sw != 1 || s.ph != 0 || s.pw != 0 || s.groups != 1 || s.n == 0) return false;
+  p->m = kind == RSI_CONV_DATA ? s.c : s.o;
+  p->n = kind == RSI_CONV_WEIGHT ? s.c : p->pixels;
+  p->k = kind == RSI_CONV_FORWARD ? s.c : kind == RSI_CONV_DATA ? s.o : p->pixels;
+  p->batch = (rsi_batch){kind == RSI_CONV_WEIGHT ? 1 : s.n, 0, p->k * p->n};
+  return rsi_split_pays(c->x, p->m, p->n, p->k);
+}
+
+static size_t point_scratch(const rsi_call *c, rsi_conv_kind kind) {
+  point_call p;
+  return point_of(c, kind, &p) ? rsi_product_batch_scratch(c->x, RS_F32, p.batch, p.m, p.n, p.k) : 0;
+}
+
+static rs_status point_run(const rsi_call *c, rsi_conv_kind kind) {
+  point_call p;
+  RSI_CHECK(point_of(c, kind, &p), RS_ERR_UNSUPPORTED, "this was prepared for another precision or instruction set");
+  const float *const a = c->in[0]->data, *const b = c->in[1]->data;
+  float *const out = c->out[0]->data;
+  if (kind == RSI_CONV_WEIGHT) {
+    for (int64_t i = 0; i < p.s.n; i++)
+      rsi_product(c->x, RS_F32, p.m, p.n, p.k, b + i * p.s.o * p.pixels, p.pixels, 1, a + i * p.s.c * p.pixels, 1, p.pixels, i > 0, out, p.n,
+                  c->scratch);
+    return RS_OK;
+  }
+  const bool forward = kind == RSI_CONV_FORWARD, bias = forward && c->in[2] != NULL;
+  for (int64_t i = 0; bias && i < p.s.n; i++)
+    c->x->k->conv->f32.fill_rows(p.m, p.n, p.n, c->in[2]->data, (char *)(out + i * p.m * p.n));
+  rsi_product_batch(c->x, RS_F32, p.batch, p.m, p.n, p.k, b, forward ? p.s.c : 1, forward ? 1 : p.s.c, a, p.n, 1, bias, out, p.n, c->scratch);
+  return RS_OK;
+}
+
 /* ---- filters that see one channel ------------------------------------------------------------------------------------ */
 
 enum { FEW_FILTERS = 4 };         /* with more filters per channel, unfolding it once for all is faster */
@@ -417,11 +461,15 @@ static rs_status onednn_run(const rsi_call *c, rsi_conv_kind kind) {
   static bool name##_fast(const rsi_call *c) { return onednn_accepts(c, KIND); }                                            \
   static size_t name##_fast_scratch(const rsi_call *c) { return onednn_scratch(c, KIND); }                                  \
   static rs_status name##_fast_run(const rsi_call *c) { return onednn_run(c, KIND); }                                       \
+  static bool name##_by_point(const rsi_call *c) { point_call p; return point_of(c, KIND, &p); }                                    \
+  static size_t name##_by_point_scratch(const rsi_call *c) { return point_scratch(c, KIND); }                                  \
+  static rs_status name##_by_point_run(const rsi_call *c) { return point_run(c, KIND); }                                       \
   static bool name##_thin(const rsi_call *c) { return is_depthwise(c, KIND); }                                              \
   static rs_status name##_thin_run(const rsi_call *c) { return run_depthwise(c, KIND, depthwise_##name); }                  \
   static size_t name##_scratch(const rsi_call *c) { return plan_scratch(c, KIND); }                                         \
   static rs_status name##_run(const rsi_call *c) { return run_plan(c, KIND, name##_task); }                                 \
   static const rsi_kernel name##_kernels[] = {                                                                              \
+    {"point", RSI_PORTABLE, RSI_F32, name##_by_point, name##_by_point_scratch, name##_by_point_run},                                 \
     {"onednn", RSI_ONEDNN, RSI_F32, name##_fast, name##_fast_scratch, name##_fast_run},                                     \
     {"depthwise", RSI_PORTABLE, RSI_FLOATS, name##_thin, NULL, name##_thin_run},                                            \
     {"unfold", RSI_PORTABLE, RSI_FLOATS, NULL, name##_scratch, name##_run},                                                 \
@@ -493,6 +541,7 @@ static const rsi_sample conv2d_samples[] = {
   {"f1x3x9x8,f6x1x2x3", &each_half, 2e-5, 0},
   {"f3x5x6x7,f7x5x1x1,f7", &point, 2e-5, 0},
   {"f2x5x7x7,f3x5x1x1", &point_half, 2e-5, 0},
+  {"f2x160x16x16,f160x160x1x1,f160", &point, 2e-4, 0},
   {"f2x1x5x5,f3x1x5x5,f3", NULL, 2e-5, 0},
   {"f1x17x10x10,f33x17x3x3,f33", &same3, 2e-5, 0},
   {"f2x64x16x16,f64x64x3x3,f64", &same3, 2e-4, 0},
@@ -503,12 +552,13 @@ static const conv2d_backward_data_attrs
   data_same3 = {ONE(1), ONE(1), ONE(1), 1, {4, {2, 3, 8, 8}}}, data_half3 = {ONE(2), ONE(1), ONE(1), 1, {4, {1, 2, 8, 9}}},
   data_wide = {PAIR(2, 3), PAIR(2, 1), PAIR(3, 2), 1, {4, {2, 4, 11, 13}}},
   data_paired = {PAIR(1, 2), PAIR(0, 1), ONE(1), 2, {4, {2, 4, 7, 7}}},
-  data_each = {ONE(1), ONE(1), ONE(1), 6, {4, {2, 6, 9, 33}}}, data_point = {.groups = 1, .input_size = {4, {3, 5, 6, 7}}},
+  data_each = {ONE(1), ONE(1), ONE(1), 6, {4, {2, 6, 9, 33}}}, data_points = {.groups = 1, .input_size = {4, {2, 160, 16, 16}}}, data_point = {.groups = 1, .input_size = {4, {3, 5, 6, 7}}},
   data_big = {ONE(1), ONE(1), ONE(1), 1, {4, {2, 64, 16, 16}}}, data_empty = {ONE(1), ONE(1), ONE(1), 1, {4, {0, 3, 8, 8}}};
 static const rsi_sample conv2d_backward_data_samples[] = {
   {"f2x4x8x8,f4x3x3x3", &data_same3, 2e-5, 0},   {"f1x3x4x5,f3x2x3x3", &data_half3, 2e-5, 0},
   {"f2x5x5x3,f5x4x3x5", &data_wide, 2e-5, 0},    {"f2x6x5x4,f6x2x3x2", &data_paired, 2e-5, 0},
   {"f2x6x9x33,f6x1x3x3", &data_each, 2e-5, 0},   {"f3x7x6x7,f7x5x1x1", &data_point, 2e-5, 0},
+  {"f2x160x16x16,f160x160x1x1", &data_points, 2e-4, 0},
   {"f2x64x16x16,f64x64x3x3", &data_big, 2e-4, 0}, {"f0x4x8x8,f4x3x3x3", &data_empty, 0, 0},
   {NULL, NULL, 0, 0}};
 
@@ -517,11 +567,13 @@ static const conv2d_backward_weight_attrs
   weight_wide = {PAIR(2, 3), PAIR(2, 1), PAIR(3, 2), 1, {4, {5, 4, 3, 5}}},
   weight_paired = {PAIR(1, 2), PAIR(0, 1), ONE(1), 2, {4, {6, 2, 3, 2}}},
   weight_each = {ONE(1), ONE(1), ONE(1), 6, {4, {6, 1, 3, 3}}}, weight_point = {.groups = 1, .weight_size = {4, {7, 5, 1, 1}}},
+  weight_points = {.groups = 1, .weight_size = {4, {160, 160, 1, 1}}},
   weight_big = {ONE(1), ONE(1), ONE(1), 1, {4, {64, 64, 3, 3}}};
 static const rsi_sample conv2d_backward_weight_samples[] = {
   {"f2x3x8x8,f2x4x8x8", &weight_same3, 2e-5, 0},   {"f1x2x7x9,f1x3x4x5", &weight_half3, 2e-5, 0},
   {"f2x4x11x13,f2x5x5x3", &weight_wide, 2e-5, 0},  {"f2x4x7x7,f2x6x5x4", &weight_paired, 2e-5, 0},
   {"f2x6x9x33,f2x6x9x33", &weight_each, 2e-5, 0},  {"f3x5x6x7,f3x7x6x7", &weight_point, 2e-5, 0},
+  {"f2x160x16x16,f2x160x16x16", &weight_points, 2e-4, 0},
   {"f2x64x16x16,f2x64x16x16", &weight_big, 2e-4, 0}, {"f0x3x8x8,f0x4x8x8", &weight_same3, 0, 0},
   {NULL, NULL, 0, 0}};
 

@@ -370,6 +370,28 @@ void rsi_product(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k, 
   rsi_product_end(x, dtype, m, n, k, a, ars, acs, b, brs, bcs, beta, c, ldc, &none, scratch);
 }
 
+static plan batch_plan(const rsi_exec *x, int dtype, rsi_batch batch, int64_t m, int64_t n, int64_t k) {
+  plan p = {.dtype = dtype, .batch = batch.count, .m = m, .n = n, .k = k, .ldc = n};
+  add_batch(&p, batch.count, batch.a_step, batch.b_step);
+  cut(&p, x);
+  return p;
+}
+
+size_t rsi_product_batch_scratch(const rsi_exec *x, int dtype, rsi_batch batch, int64_t m, int64_t n, int64_t k) {
+  if (batch.count == 0 || m == 0 || n == 0) return 0;
+  const plan p = batch_plan(x, dtype, batch, m, n, k);
+  return plan_scratch(x, &p);
+}
+
+void rsi_product_batch(const rsi_exec *x, int dtype, rsi_batch batch, int64_t m, int64_t n, int64_t k, const void *a, int64_t ars,
+                       int64_t acs, const void *b, int64_t brs, int64_t bcs, int beta, void *c, int64_t ldc, void *scratch) {
+  if (batch.count == 0 || m == 0 || n == 0) return;
+  plan p = batch_plan(x, dtype, batch, m, n, k);
+  p.a = a, p.b = b, p.out = c, p.ldc = ldc, p.beta = beta;
+  p.ars = ars, p.acs = acs, p.brs = brs, p.bcs = bcs;
+  run_plan(x, &p, false, scratch);
+}
+
 static const rsi_kernel kernels[] = {
   {"openblas", RSI_BLAS, RSI_FLOATS, blas_accepts, NULL, blas_run},
   {"tiled", RSI_PORTABLE, RSI_FLOATS | 1u << RS_BF16, NULL, tiled_scratch, tiled_run},

@@ -16,6 +16,11 @@ void rsi_product(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k, 
 void rsi_product_end(const rsi_exec *x, int dtype, int64_t m, int64_t n, int64_t k, const void *a, int64_t ars, int64_t acs,
                      const void *b, int64_t brs, int64_t bcs, int beta, void *c, int64_t ldc, const rsi_gemm_end *end,
                      void *scratch);
+/* `batch` products, each with its part of a, b and c, which lie a_step, b_step and m * ldc elements apart. */
+typedef struct rsi_batch { int64_t count, a_step, b_step; } rsi_batch;
+size_t rsi_product_batch_scratch(const rsi_exec *x, int dtype, rsi_batch batch, int64_t m, int64_t n, int64_t k);
+void rsi_product_batch(const rsi_exec *x, int dtype, rsi_batch batch, int64_t m, int64_t n, int64_t k, const void *a, int64_t ars,
+                       int64_t acs, const void *b, int64_t brs, int64_t bcs, int beta, void *c, int64_t ldc, void *scratch);
 /* c: [m, n] = a: [m, k] x b in panels of f32 or bf16, and its end. Needs no scratch. */
 void rsi_product_panels(const rsi_exec *x, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const void *b, bool bf16,
                         float *c, int64_t ldc, const rsi_gemm_end *end);

@@ -144,12 +144,25 @@ static int packed(layout *l, const rsi_attr_set *conv, int weight, int origin, c
   return rsi_edit_emit(&l->e, RS_OP_conv2d_pack, a.bytes, 1, &weight, 1, &out) ? out : weight;
 }
 
+/* A 1x1 convolution between plain images is one product of matrices: two reorders would cost more than block form gives. */
+static bool lone_point(const layout *l, const rsi_instr *i, int out) {
+  const rsi_desc *const w = &l->p->values[rsi_edit_id(&l->e, i->ids[1])].desc;
+  const rs_list stride = rsi_attr_list(i, "stride"), padding = rsi_attr_list(i, "padding");
+  if (l->dtype != RS_F32 || has_twin(l, i->ids[0]) || l->facts->def[i->ids[0]] >= 0 || w->shape[2] * w->shape[3] != 1) return false;
+  for (int d = 0; d < 2; d++)
+    if (rsi_at(&stride, d, 1) != 1 || rsi_at(&padding, d, 0) != 0) return false;
+  for (int o = 0; o < l->p->noutputs; o++)
+    if (l->p->outputs[o] == out && l->facts->uses[out] == 1) return true;
+  return false;
+}
+
 /* In bf16 the last convolution of a net, whose result nobody convolves, gives it in bf16 too: the reorder widens it. */
 static bool forward_conv(layout *l, const rsi_instr *i, int out, int residual, int act) {
   const rsi_desc x = *desc_of(l, i->ids[0]), w = l->p->values[rsi_edit_id(&l->e, i->ids[1])].desc;
   const int64_t groups = rsi_attr_int(i, "groups");
   rsi_attr_set a;
   if (!block_conv(l, x.shape[1], w.shape[0], groups)) return false;
+  if (groups == 1 && residual < 0 && act == RSI_CONV_NO_ACT && lone_point(l, i, out)) return false;
   const int64_t bi = has_twin(l, i->ids[0]) ? l->images[i->ids[0]].block : block_for(l, x.shape[1]), bo = block_for(l, w.shape[0]);
   conv_attrs(l, &a, RS_OP_conv2d_block, i, x.shape[1], bi, bo);
   rsi_attrs_int(&a, "act", act);
