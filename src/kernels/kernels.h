@@ -20,6 +20,7 @@
 #include "kernels/block_norm.h"
 #include "kernels/block_pool.h"
 #include "kernels/winograd.h"
+#include "kernels/split_conv.h"
 #include "kernels/split_gemm.h"
 
 typedef struct rsi_kernels {
@@ -37,6 +38,7 @@ typedef struct rsi_kernels {
   const rsi_k_block_norm   *block_norm;
   const rsi_k_block_pool   *block_pool;
   const rsi_k_winograd     *winograd;
+  const rsi_k_split_conv   *split_conv;
   const rsi_k_split        *split;
 } rsi_kernels;
 

@@ -13,6 +13,7 @@
 #include "base/lanes.h"
 #include "ops/conv_block.h"
 #include "ops/op.h"
+#include "ops/split_conv.h"
 #include "ops/winograd.h"
 #include <string.h>
 
@@ -490,7 +491,8 @@ static rs_status unpack(const rsi_call *c, const rsi_conv_call *k, uint64_t make
   uint64_t layout = 0;
   memcpy(&head, c->in[1]->data, sizeof head);
   const size_t bytes = maker == RSI_CONV_PACK_WINOGRAD ? rsi_winograd_pack_bytes(c->x, k, &layout)
-                                                       : rsi_onednn_pack_bytes(c->x->onednn, k, &layout);
+                       : maker == RSI_CONV_PACK_SPLIT ? rsi_split_conv_pack_bytes(c->x, k, &layout)
+                                                      : rsi_onednn_pack_bytes(c->x->onednn, k, &layout);
   RSI_CHECK(head.magic == maker && head.layout == layout && (size_t)c->in[1]->numel >= sizeof head + bytes, RS_ERR_STATE,
             "the weight was packed for another convolution; pack it with the attributes of this one");
   *weight = (char *)c->in[1]->data + sizeof head;
@@ -501,7 +503,8 @@ static bool conv2d_block_fast(const rsi_call *c) {
   plain p;
   rsi_conv_call k;
   if (!forward_call(c, &p, &k)) return false;
-  if (k.packed && (made_by(c->in[1], RSI_CONV_PACK_PLAIN) || made_by(c->in[1], RSI_CONV_PACK_WINOGRAD))) return false;
+  if (k.packed && (made_by(c->in[1], RSI_CONV_PACK_PLAIN) || made_by(c->in[1], RSI_CONV_PACK_WINOGRAD) ||
+                   made_by(c->in[1], RSI_CONV_PACK_SPLIT))) return false;
   return rsi_onednn_conv_accepts(c->x->onednn, &k);
 }
 
@@ -616,7 +619,9 @@ static size_t pack_size(const rsi_call *c, plain *p) {
   const size_t onednn = pack_call(c, p, &k) ? rsi_onednn_pack_bytes(c->x->onednn, &k, &layout) : 0;
   const size_t winograd = rsi_winograd_accepts(c->x, &k) ? rsi_winograd_pack_bytes(c->x, &k, &layout) : 0;
   if (onednn > most) most = onednn;
+  const size_t split = rsi_split_conv_accepts(c->x, &k) ? rsi_split_conv_pack_bytes(c->x, &k, &layout) : 0;
   if (winograd > most) most = winograd;
+  if (split > most) most = split;
   return sizeof(rsi_conv_pack_head) + most;
 }
 
@@ -629,90 +634,48 @@ static rs_status conv2d_pack_infer(rsi_call *c) {
   return RS_OK;
 }
 
-/* ---- Winograd ---------------------------------------------------------------------------------------------------------- */
+/* ---- our own forms: Winograd and split products --------------------------------------------------------------------------- */
 
 /* The call in the terms that are common with oneDNN, but it needs no oneDNN. */
-static bool winograd_forward(const rsi_call *c, plain *p, rsi_conv_call *k) {
+static bool own_forward(const rsi_call *c, plain *p, rsi_conv_call *k) {
   if (describe_forward(c, p) != RS_OK) return false;
   fast_call(c, p, k);
   k->packed = is_packed(c->in[1]), k->act = RSI_ATTR(c, conv2d_block)->act;
-  return (k->packed || is_f32(c->in[1])) && is_f32(c->in[2]) && is_f32(c->in[3]) && rsi_winograd_accepts(c->x, k);
+  return (k->packed || is_f32(c->in[1])) && is_f32(c->in[2]) && is_f32(c->in[3]);
 }
 
-static bool winograd_data(const rsi_call *c, plain *p, rsi_conv_call *k) {
+static bool own_data(const rsi_call *c, plain *p, rsi_conv_call *k) {
   if (describe_data(c, p) != RS_OK) return false;
   fast_call(c, p, k);
-  return is_f32(c->in[1]) && is_f32(c->in[2]) && rsi_winograd_accepts(c->x, k);
+  return is_f32(c->in[1]) && is_f32(c->in[2]);
 }
 
-static bool winograd_pack(const rsi_call *c, plain *p, rsi_conv_call *k) {
+static bool own_pack(const rsi_call *c, plain *p, rsi_conv_call *k) {
   if (describe_pack(c, p) != RS_OK) return false;
   fast_call(c, p, k);
-  k->x_dtype = RSI_ATTR(c, conv2d_pack)->input_dtype, k->packed = 1;
-  return is_f32(c->in[0]) && rsi_winograd_accepts(c->x, k);
+  k->x_dtype = RSI_ATTR(c, conv2d_pack)->input_dtype, k->packed = 1, k->act = RSI_ATTR(c, conv2d_pack)->act;
+  return is_f32(c->in[0]);
 }
 
-static bool conv2d_block_winograd(const rsi_call *c) {
+/* Nobody else packed the weight. */
+static bool unclaimed(const rs_tensor *w, uint64_t maker) {
+  static const uint64_t makers[] = {RSI_CONV_PACK_PLAIN, RSI_CONV_PACK_ONEDNN, RSI_CONV_PACK_WINOGRAD, RSI_CONV_PACK_SPLIT};
+  for (size_t i = 0; is_packed(w) && i < sizeof makers / sizeof *makers; i++)
+    if (makers[i] != maker && made_by(w, makers[i])) return false;
+  return true;
+}
+
+#define OWN_FORM(form, MAKER)                                                                                                 static bool conv2d_block_##form(const rsi_call *c) {                                                                          plain p;                                                                                                                    rsi_conv_call k;                                                                                                            return own_forward(c, &p, &k) && rsi_##form##_accepts(c->x, &k) && unclaimed(c->in[1], MAKER);                             }                                                                                                                           static bool conv2d_block_data_##form(const rsi_call *c) {                                                                     plain p;                                                                                                                    rsi_conv_call k;                                                                                                            return own_data(c, &p, &k) && rsi_##form##_accepts(c->x, &k);                                                              }                                                                                                                           static bool conv2d_pack_##form(const rsi_call *c) {                                                                           plain p;                                                                                                                    rsi_conv_call k;                                                                                                            return own_pack(c, &p, &k) && rsi_##form##_accepts(c->x, &k);                                                              }                                                                                                                           static size_t conv2d_block_##form##_scratch(const rsi_call *c) {                                                              plain p;                                                                                                                    rsi_conv_call k;                                                                                                            return own_forward(c, &p, &k) ? rsi_##form##_bytes(c->x, &k) : 0;                                                         }                                                                                                                           static size_t conv2d_block_data_##form##_scratch(const rsi_call *c) {                                                         plain p;                                                                                                                    rsi_conv_call k;                                                                                                            return own_data(c, &p, &k) ? rsi_##form##_bytes(c->x, &k) : 0;                                                            }                                                                                                                           static rs_status conv2d_block_##form##_run(const rsi_call *c) {                                                               plain p;                                                                                                                    rsi_conv_call k;                                                                                                            RSI_CHECK(own_forward(c, &p, &k) && rsi_##form##_accepts(c->x, &k), RS_ERR_UNSUPPORTED, "%s", other_machine);               char *w = c->in[1]->data;                                                                                                   if (k.packed) RSI_TRY(unpack(c, &k, MAKER, &w));                                                                            rsi_##form##_run(c->x, &k, &(rsi_conv_data){.x = c->in[0]->data, .w = w, .y = c->out[0]->data,                                                                          .bias = c->in[2] ? c->in[2]->data : NULL,                                                                                   .residual = c->in[3] ? c->in[3]->data : NULL}, c->scratch);                     return RS_OK;                                                                                                             }                                                                                                                           static rs_status conv2d_block_data_##form##_run(const rsi_call *c) {                                                          plain p;                                                                                                                    rsi_conv_call k;                                                                                                            RSI_CHECK(own_data(c, &p, &k) && rsi_##form##_accepts(c->x, &k), RS_ERR_UNSUPPORTED, "%s", other_machine);                  rsi_##form##_run(c->x, &k, &(rsi_conv_data){.x = c->out[0]->data, .w = c->in[1]->data, .y = c->in[0]->data,                                                             .bias = c->in[2] ? c->in[2]->data : NULL}, c->scratch);                         return RS_OK;                                                                                                             }                                                                                                                           static rs_status conv2d_pack_##form##_run(const rsi_call *c) {                                                                plain p;                                                                                                                    rsi_conv_call k;                                                                                                            rsi_conv_pack_head head = {.magic = MAKER};                                                                                 char *const to = c->out[0]->data;                                                                                           RSI_CHECK(own_pack(c, &p, &k) && rsi_##form##_accepts(c->x, &k), RS_ERR_UNSUPPORTED, "%s", other_machine);                  const size_t bytes = rsi_##form##_pack_bytes(c->x, &k, &head.layout), all = (size_t)c->out[0]->numel;                       RSI_CHECK(sizeof head + bytes <= all, RS_ERR_STATE, "the pack does not fit");                                               memset(to, 0, all);                                                                                                         memcpy(to, &head, sizeof head);                                                                                             rsi_##form##_pack_run(c->x, &k, c->in[0]->data, to + sizeof head, c->scratch);                                              return RS_OK;                                                                                                             }
+
+static const char other_machine[] = "this was prepared for another precision or instruction set";
+OWN_FORM(winograd, RSI_CONV_PACK_WINOGRAD)
+OWN_FORM(split_conv, RSI_CONV_PACK_SPLIT)
+
+static size_t conv2d_pack_split_conv_scratch(const rsi_call *c) {
   plain p;
   rsi_conv_call k;
-  if (!winograd_forward(c, &p, &k)) return false;
-  return !k.packed || !(made_by(c->in[1], RSI_CONV_PACK_PLAIN) || made_by(c->in[1], RSI_CONV_PACK_ONEDNN));
+  return own_pack(c, &p, &k) ? rsi_split_conv_pack_scratch(c->x, &k) : 0;
 }
-
-static rs_status conv2d_block_winograd_run(const rsi_call *c) {
-  plain p;
-  rsi_conv_call k;
-  RSI_CHECK(winograd_forward(c, &p, &k), RS_ERR_UNSUPPORTED, "this was prepared for another precision or instruction set");
-  char *w = c->in[1]->data;
-  if (k.packed) RSI_TRY(unpack(c, &k, RSI_CONV_PACK_WINOGRAD, &w));
-  rsi_winograd_run(c->x, &k, &(rsi_conv_data){.x = c->in[0]->data, .w = w, .y = c->out[0]->data, .bias = c->in[2] ? c->in[2]->data : NULL,
-                                              .residual = c->in[3] ? c->in[3]->data : NULL}, c->scratch);
-  return RS_OK;
-}
-
-static bool conv2d_block_data_winograd(const rsi_call *c) {
-  plain p;
-  rsi_conv_call k;
-  return winograd_data(c, &p, &k);
-}
-
-static rs_status conv2d_block_data_winograd_run(const rsi_call *c) {
-  plain p;
-  rsi_conv_call k;
-  RSI_CHECK(winograd_data(c, &p, &k), RS_ERR_UNSUPPORTED, "this was prepared for another precision or instruction set");
-  rsi_winograd_run(c->x, &k, &(rsi_conv_data){.x = c->out[0]->data, .w = c->in[1]->data, .y = c->in[0]->data,
-                                              .bias = c->in[2] ? c->in[2]->data : NULL}, c->scratch);
-  return RS_OK;
-}
-
-static bool conv2d_pack_winograd(const rsi_call *c) {
-  plain p;
-  rsi_conv_call k;
-  return winograd_pack(c, &p, &k);
-}
-
-static rs_status conv2d_pack_winograd_run(const rsi_call *c) {
-  plain p;
-  rsi_conv_call k;
-  rsi_conv_pack_head head = {.magic = RSI_CONV_PACK_WINOGRAD};
-  char *const to = c->out[0]->data;
-  RSI_CHECK(winograd_pack(c, &p, &k), RS_ERR_UNSUPPORTED, "this was prepared for another precision or instruction set");
-  const size_t bytes = rsi_winograd_pack_bytes(c->x, &k, &head.layout), all = (size_t)c->out[0]->numel;
-  RSI_CHECK(sizeof head + bytes <= all, RS_ERR_STATE, "the pack does not fit");
-  memset(to, 0, all);
-  memcpy(to, &head, sizeof head);
-  rsi_winograd_pack_run(c->x, &k, c->in[0]->data, to + sizeof head);
-  return RS_OK;
-}
-
-#define WINOGRAD_SCRATCH(name, call)                                                                                        \
-  static size_t name##_winograd_scratch(const rsi_call *c) {                                                                \
-    plain p;                                                                                                                \
-    rsi_conv_call k;                                                                                                        \
-    return call(c, &p, &k) ? rsi_winograd_bytes(c->x, &k) : 0;                                                              \
-  }
-WINOGRAD_SCRATCH(conv2d_block, winograd_forward)
-WINOGRAD_SCRATCH(conv2d_block_data, winograd_data)
 
 int64_t rsi_conv_block_size(const rsi_exec *x, int dtype, int64_t channels) {
   return x->onednn != NULL ? rsi_onednn_block(dtype, channels) : 0;
@@ -740,6 +703,7 @@ static const conv2d_block_attrs
   f_same = {SAME3(32, 16, 16)}, f_relu = {SAME3(32, 16, 16), .act = 1}, f_relu6 = {HALF3(32, 16, 16), .act = 2},
   f_stem = {HALF3(3, 1, 16), .act = 1}, f_point = {POINT(32, 16, 16), .act = 1}, f_last = {POINT(20, 20, 7)},
   f_odd = {FORM(PAIR(2, 1), PAIR(1, 2), PAIR(1, 2), 2, 4, 1, 6)}, f_each = {EACH3(32, 16, 16), .act = 2},
+  f_split = {HALF3(104, 16, 16), .act = 2}, f_deep = {POINT(184, 16, 16), .act = 1},
   f_eight = {SAME3(16, 8, 8)}, f_four = {SAME3(8, 4, 4)}, f_wino = {SAME3(64, 16, 16), .act = 1}, f_tail = {SAME3(24, 16, 16), .act = 1};
 static const rsi_sample conv2d_block_samples[] = {
   {"f2x2x8x8x16,f32x32x3x3", &f_same, 2e-5, 1},
@@ -750,6 +714,8 @@ static const rsi_sample conv2d_block_samples[] = {
   {"f2x1x5x5x20,f7x20x1x1,f7", &f_last, 2e-5, 1},
   {"f2x4x7x7,f6x2x3x2,f6", &f_odd, 2e-5, 1},
   {"f2x2x9x9x16,f32x1x3x3,f32", &f_each, 2e-5, 1},
+  {"f2x7x17x31x16,f96x104x3x3,f96,f2x6x9x16x16", &f_split, 2e-5, 1},
+  {"f3x12x9x11x16,f152x184x1x1,f152", &f_deep, 2e-5, 1},
   {"f2x2x8x8x8,f16x16x3x3", &f_eight, 2e-5, 1},
   {"f2x2x8x8x4,f8x8x3x3", &f_four, 2e-5, 1},
   {"f2x2x8x8x16,f40x24x3x3,f40", &f_tail, 2e-5, 1},
@@ -759,7 +725,8 @@ static const rsi_sample conv2d_block_samples[] = {
 
 static const conv2d_pack_attrs pack_same = {SAME3(32, 16, 16), .input_size = {4, {1, 32, 8, 8}}},
                                pack_four = {SAME3(8, 4, 4), .input_size = {4, {2, 8, 8, 8}}};
-static const rsi_sample conv2d_pack_samples[] = {{"f32x32x3x3", &pack_same, 0, 1}, {"f8x8x3x3", &pack_four, 0, 1}, {NULL, NULL, 0, 0}};
+static const conv2d_pack_attrs pack_split = {POINT(100, 16, 16), .input_size = {4, {3, 100, 9, 11}}};
+static const rsi_sample conv2d_pack_samples[] = {{"f152x100x1x1", &pack_split, 0, 1}, {"f32x32x3x3", &pack_same, 0, 1}, {"f8x8x3x3", &pack_four, 0, 1}, {NULL, NULL, 0, 0}};
 
 static const conv2d_block_data_attrs
   d_same = {SAME3(32, 16, 16), .input_size = {4, {2, 32, 8, 8}}}, d_half = {HALF3(32, 16, 16), .input_size = {4, {2, 32, 9, 8}}},
@@ -767,12 +734,14 @@ static const conv2d_block_data_attrs
   d_odd = {FORM(PAIR(2, 1), PAIR(1, 2), PAIR(1, 2), 2, 4, 1, 6), .input_size = {4, {2, 4, 7, 7}}},
   d_up = {FORM(ONE(2), ONE(0), ONE(1), 1, 16, 16, 16), .input_size = {4, {2, 16, 8, 8}}},
   d_wino = {SAME3(64, 16, 16), .input_size = {4, {2, 64, 32, 32}}},
+  d_split = {HALF3(72, 16, 16), .input_size = {4, {2, 72, 18, 13}}}, d_images = {HALF3(48, 16, 16), .input_size = {4, {17, 48, 5, 6}}},
   d_four = {SAME3(8, 4, 4), .input_size = {4, {2, 8, 8, 8}}};
 static const rsi_sample conv2d_block_data_samples[] = {
   {"f2x2x8x8x16,f32x32x3x3", &d_same, 2e-5, 1},     {"f2x2x5x4x16,f32x32x3x3", &d_half, 2e-5, 1},
   {"f1x3x7x7x16,f48x32x1x1", &d_point, 2e-5, 1},    {"f2x2x9x9x16,f32x1x3x3", &d_each, 2e-5, 1},
   {"f2x1x4x9x6,f6x2x3x2,f4", &d_odd, 2e-5, 1},      {"f2x2x4x4x16,f32x16x2x2,f16", &d_up, 2e-5, 1},
   {"f2x4x32x32x16,f64x64x3x3", &d_wino, 2e-4, 1},   {"f2x2x8x8x4,f8x8x3x3", &d_four, 2e-5, 1},
+  {"f2x7x9x7x16,f100x72x3x3", &d_split, 2e-5, 1},   {"f17x6x3x3x16,f96x48x3x3,f48", &d_images, 2e-5, 1},
   {NULL, NULL, 0, 0}};
 
 static const conv2d_block_weight_attrs
@@ -796,14 +765,17 @@ static const rsi_kernel image_block_kernels[] = {
   {"onednn", RSI_ONEDNN, ITEMS, image_block_fast, NULL, image_block_fast_run}, {"rows", RSI_PORTABLE, ITEMS, NULL, NULL, image_block_run}, END};
 static const rsi_kernel conv2d_block_kernels[] = {
   {"winograd", RSI_PORTABLE, RSI_F32, conv2d_block_winograd, conv2d_block_winograd_scratch, conv2d_block_winograd_run},
+  {"split", RSI_PORTABLE, RSI_F32, conv2d_block_split_conv, conv2d_block_split_conv_scratch, conv2d_block_split_conv_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_fast, conv2d_block_fast_scratch, conv2d_block_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, portable_accepts, conv2d_block_scratch, conv2d_block_run}, END};
 static const rsi_kernel conv2d_pack_kernels[] = {
   {"winograd", RSI_PORTABLE, RSI_F32, conv2d_pack_winograd, NULL, conv2d_pack_winograd_run},
+  {"split", RSI_PORTABLE, RSI_F32, conv2d_pack_split_conv, conv2d_pack_split_conv_scratch, conv2d_pack_split_conv_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_pack_fast, NULL, conv2d_pack_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, NULL, conv2d_pack_run}, END};
 static const rsi_kernel conv2d_block_data_kernels[] = {
   {"winograd", RSI_PORTABLE, RSI_F32, conv2d_block_data_winograd, conv2d_block_data_winograd_scratch, conv2d_block_data_winograd_run},
+  {"split", RSI_PORTABLE, RSI_F32, conv2d_block_data_split_conv, conv2d_block_data_split_conv_scratch, conv2d_block_data_split_conv_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_data_fast, conv2d_block_data_fast_scratch, conv2d_block_data_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, conv2d_block_data_scratch, conv2d_block_data_run}, END};
 static const rsi_kernel conv2d_block_weight_kernels[] = {

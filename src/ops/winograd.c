@@ -95,7 +95,8 @@ size_t rsi_winograd_pack_bytes(const rsi_exec *x, const rsi_conv_call *k, uint64
   return p.weights;
 }
 
-void rsi_winograd_pack_run(const rsi_exec *x, const rsi_conv_call *k, const float *weight, void *packed) {
+void rsi_winograd_pack_run(const rsi_exec *x, const rsi_conv_call *k, const float *weight, void *packed, void *scratch) {
+  (void)scratch;
   const plan p = make_plan(x, k);
   transform(x, k, &p, weight, packed);
 }

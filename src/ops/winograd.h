@@ -11,6 +11,6 @@ void      rsi_winograd_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_
 
 /* Transformed weights for a call with packed set, and a mark of their layout. */
 size_t    rsi_winograd_pack_bytes(const rsi_exec *x, const rsi_conv_call *k, uint64_t *layout);
-void      rsi_winograd_pack_run(const rsi_exec *x, const rsi_conv_call *k, const float *weight, void *packed);
+void      rsi_winograd_pack_run(const rsi_exec *x, const rsi_conv_call *k, const float *weight, void *packed, void *scratch);
 
 #endif

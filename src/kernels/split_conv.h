@@ -1,0 +1,68 @@
+/*
+** Convolutions of f32 block images by split products (split_tiles.h), AVX-512 with the tiles of AMX only; elsewhere the functions are
+** NULL. It is the product of a matrix of pixels and one of weights that is never unfolded: a task splits its part of the image, with
+** the zeros around it, into
+**   a: [runs of 32 channels][3 parts][positions][16 units of 32 bits]
+** where unit i of run r holds channel i of blocks 2r and 2r + 1. Sixteen positions in a row are the rows of a tile, and a tap is only a
+** distance from them. Positions are numbered in one of two ways.
+**   by row    Rows of `pitch` positions; zeros on the right of a row are those on the left of the next. Of an image that is read in
+**             steps each of the step_h * step_w images of every second row and column has places of its own, so that what a tile
+**             reads always lies side by side. Some rows of a tile may belong to no result and are dropped.
+**   by image  16 images side by side at each pixel: no zeros around the image, and taps outside it are left out.
+** Weights are tiles of b: [phases][blocks of results][runs][taps][RSI_RUN].
+**
+** A gradient for x is the same with the images exchanged; when the convolution went in steps, the results of one phase, that is all
+** of one remainder by the steps, are a convolution with the taps that meet them.
+*/
+#ifndef RSI_K_SPLIT_CONV_H
+#define RSI_K_SPLIT_CONV_H
+
+#include "base/base.h"
+
+enum { RSI_SPLIT_TAPS = 64, RSI_SPLIT_PHASES = 4, RSI_SPLIT_CHAIN = 8, RSI_SPLIT_IMAGES = 16 };   /* CHAIN: runs that are summed at once */
+
+/* Grid point (i, j) reads pixel (i * step_h + y, j * step_w + x) and multiplies it with weight number `index` of a filter. */
+typedef struct rsi_split_tap { int64_t y, x, index; } rsi_split_tap;
+
+/* Grid point (i, j) of this phase, i < down and j < across, is pixel (i * over_h + y, j * over_w + x) of the result. */
+typedef struct rsi_split_phase {
+  int64_t first, taps;             /* of tap[] */
+  int64_t down, across, y, x;
+  int64_t b;                       /* where its weights begin: elements */
+} rsi_split_phase;
+
+typedef struct rsi_split_conv {
+  int64_t n, h, w, oh, ow;         /* of the image that is read and of the result */
+  int64_t in, out, groups_in, groups_out, runs;   /* channels, their blocks of 16, pairs of blocks */
+  int64_t step_h, step_w, over_h, over_w;
+  int64_t down, across;            /* the largest of the phases' */
+  int64_t phases;
+  rsi_split_phase phase[RSI_SPLIT_PHASES];
+  rsi_split_tap   tap[RSI_SPLIT_TAPS];
+  bool    by_image, flat;          /* flat: one tap on every pixel; then the image has one column */
+  bool    skips;                   /* pixels outside the image take no part; otherwise they are zeros */
+  int64_t low_y, low_x, far_y;     /* the least offsets of taps; how many more rows of an image in steps than of the grid are read */
+  int64_t pitch, columns;          /* positions from row to row; those of a row with all its zeros */
+  int64_t sub[4], subs, each;      /* which of the images in steps are read (their number or -1), how many; positions of each */
+  int64_t positions;               /* of a part */
+  int64_t weight_in, weight_out;   /* distances in w of channels of x and of y */
+  int64_t tiles;                   /* of a phase in a task, at most */
+  const float *x, *weight, *bias, *residual;   /* bias: groups_out * 16; residual as y, may be y; NULL: none */
+  const uint16_t *b;
+  float *y, low, high;             /* y = clamp(conv + bias + residual, low, high), but NaN stays NaN */
+} rsi_split_conv;
+
+typedef struct rsi_k_split_conv {
+  size_t (*scratch)(const rsi_split_conv *s);      /* bytes of scratch of a task, a multiple of 64; it is aligned to as many */
+  /* Weights of one block of results for one run, of all phases; a filter has `taps` taps. scratch: 512 * taps floats. */
+  void (*pack)(const rsi_split_conv *s, int64_t group, int64_t run, int64_t taps, uint16_t *b, float *scratch);
+  /* Rows first.. of the grids of all images, counted through; by image: images. Blocks group..group + groups - 1 of the result. */
+  void (*task)(const rsi_split_conv *s, int64_t first, int64_t rows, int64_t group, int64_t groups, char *scratch);
+} rsi_k_split_conv;
+
+#ifdef RSI_ISA_LEVEL
+#include "kernels/isa.h"
+extern const rsi_k_split_conv RSI_ISA(rsi_k_split_conv);
+#endif
+
+#endif

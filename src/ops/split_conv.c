@@ -1,0 +1,315 @@
+/*
+** Which convolutions kernels/split_conv.c computes, and how they are cut. A task is some rows of the image, or some images, and some
+** blocks of the result: its part of the image, split, is what the second-level cache holds for it, and the weights pass through. Tasks
+** depend on the shape only, and so does the result.
+*/
+#include "ops/split_conv.h"
+#include "base/lanes.h"
+#include <math.h>
+#include <string.h>
+
+enum {
+  CACHE_BYTES  = 640 * 1024,     /* of a task's split image */
+  IMAGES_BYTES = 1200 * 1024,    /* the same by image */
+  WEIGHT_BYTES = 1024 * 1024,    /* of weights that stay in the cache beside it */
+  TASKS        = 8,              /* wanted */
+  PARTS        = 3, RUN = 3 * 512, POSITION = 64
+};
+
+static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+typedef struct plan {
+  rsi_split_conv s;
+  int64_t rows, row_tasks;       /* rows of the grids (or images) of a task; tasks along them */
+  int64_t groups, group_tasks;   /* blocks of the result of a task */
+  int64_t taps;                  /* of a filter */
+  size_t  weights, each;         /* bytes: split weights; scratch of a lane */
+  double  products;              /* of a tile, a block of the result and a run */
+  double  work;                  /* nanoseconds of one thread, without packing the weights */
+} plan;
+
+/* ---- geometry ---------------------------------------------------------------------------------------------------------- */
+
+static void add_tap(rsi_split_conv *s, rsi_split_phase *f, int64_t y, int64_t x, int64_t index) {
+  s->tap[f->first + f->taps++] = (rsi_split_tap){y, x, index};
+}
+
+static void forward_taps(rsi_split_conv *s, const rsi_conv_shape *c) {
+  s->phases = 1;
+  s->phase[0] = (rsi_split_phase){.down = c->oh, .across = c->ow};
+  for (int64_t y = 0; y < c->kh; y++)
+    for (int64_t x = 0; x < c->kw; x++) add_tap(s, &s->phase[0], y * c->dh - c->ph, x * c->dw - c->pw, y * c->kw + x);
+}
+
+/* Pixel p of x meets pixel (p + padding - k * dilation) / stride of y by tap k, when that is whole. */
+static void data_taps(rsi_split_conv *s, const rsi_conv_shape *c) {
+  int64_t first = 0;
+  for (int64_t py = 0; py < c->sh; py++)
+    for (int64_t px = 0; px < c->sw; px++) {
+      rsi_split_phase *const f = &s->phase[s->phases++];
+      *f = (rsi_split_phase){.first = first, .down = divide_up(c->h - py, c->sh), .across = divide_up(c->w - px, c->sw), .y = py, .x = px};
+      for (int64_t ky = 0; ky < c->kh; ky++)
+        for (int64_t kx = 0; kx < c->kw; kx++) {
+          const int64_t y = py + c->ph - ky * c->dh, x = px + c->pw - kx * c->dw;
+          if (y % c->sh == 0 && x % c->sw == 0) add_tap(s, f, y / c->sh, x / c->sw, ky * c->kw + kx);
+        }
+      first += f->taps;
+    }
+}
+
+/* Positions by row: how far taps reach, zeros, images in steps. */
+static void lay_rows(rsi_split_conv *s, int64_t taps) {
+  int64_t far_x = 0, lead = INT64_MAX, trail = INT64_MAX;
+  s->low_y = s->low_x = 0;
+  for (int64_t t = 0; t < taps; t++) {
+    if (t == 0 || s->tap[t].y < s->low_y) s->low_y = s->tap[t].y;
+    if (t == 0 || s->tap[t].x < s->low_x) s->low_x = s->tap[t].x;
+  }
+  for (int64_t q = 0; q < 4; q++) s->sub[q] = -1;
+  s->subs = s->far_y = 0;
+  for (int64_t t = 0; t < taps; t++) {
+    const int64_t y = s->tap[t].y - s->low_y, x = s->tap[t].x - s->low_x;
+    int64_t *const sub = &s->sub[y % s->step_h * s->step_w + x % s->step_w];
+    if (*sub < 0) *sub = s->subs++;
+    s->far_y = larger(s->far_y, y / s->step_h);
+    far_x = larger(far_x, x / s->step_w);
+  }
+  s->columns = s->across + far_x;
+  for (int64_t q = 0; q < s->step_w; q++) {
+    const int64_t base = q + s->low_x, begin = base < 0 ? divide_up(-base, s->step_w) : 0;
+    const int64_t end = s->w > base ? divide_up(s->w - base, s->step_w) : 0;
+    lead = smaller(lead, begin);
+    trail = smaller(trail, larger(s->columns - end, 0));
+  }
+  s->pitch = s->columns - smaller(smaller(lead, trail), s->columns - 1);
+}
+
+static int64_t tiles_of_rows(const rsi_split_conv *s, int64_t rows, int64_t across) {
+  if (s->flat) return divide_up(rows, 16);
+  return smaller(rows * divide_up(across, 16), divide_up((rows - 1) * s->pitch + across, 16));
+}
+
+/* Tiles times taps of one image of the grid, by row and, over 16 images, by image. */
+static double products_by_row(const rsi_split_conv *s) {
+  double sum = 0;
+  for (int64_t k = 0; k < s->phases; k++)
+    sum += (double)(tiles_of_rows(s, s->phase[k].down, s->phase[k].across) * s->phase[k].taps);
+  return sum;
+}
+
+static double products_by_image(const rsi_split_conv *s) {
+  double sum = 0;
+  for (int64_t k = 0; k < s->phases; k++) {
+    const rsi_split_phase *const f = &s->phase[k];
+    for (int64_t t = f->first; t < f->first + f->taps; t++) {
+      int64_t down = 0, across = 0;
+      for (int64_t i = 0; i < f->down; i++) down += i * s->step_h + s->tap[t].y >= 0 && i * s->step_h + s->tap[t].y < s->h;
+      for (int64_t j = 0; j < f->across; j++) across += j * s->step_w + s->tap[t].x >= 0 && j * s->step_w + s->tap[t].x < s->w;
+      sum += (double)(down * across);
+    }
+  }
+  return sum;
+}
+
+static void cut_images(plan *p) {
+  rsi_split_conv *const s = &p->s;
+  s->by_image = true, s->flat = false;
+  s->positions = s->h * s->w * RSI_SPLIT_IMAGES;
+  p->rows = RSI_SPLIT_IMAGES, p->row_tasks = divide_up(s->n, RSI_SPLIT_IMAGES);
+}
+
+static void cut_rows(plan *p) {
+  rsi_split_conv *const s = &p->s;
+  const int64_t row = s->runs * PARTS * POSITION * s->pitch * larger(s->subs, 1), all = s->n * s->down;
+  int64_t rows = larger(CACHE_BYTES / row, 1);
+  if (s->flat) {
+    rows = larger(rows / 32 * 32, 16);
+    rows = smaller(rows, larger(divide_up(divide_up(all, TASKS), 32) * 32, 64));
+    rows = smaller(rows, all);
+    s->each = rows;
+  } else {
+    const int64_t image = s->down + s->far_y;
+    int64_t pieces = 1;
+    if (rows >= image) {
+      pieces = larger(smaller(rows / image, s->n / TASKS), 1);
+      rows = pieces * s->down;
+    } else {
+      rows = larger(rows - s->far_y, smaller(s->down, 2));
+      rows = divide_up(s->down, divide_up(s->down, rows));
+    }
+    s->each = (rows + pieces * s->far_y) * s->pitch + s->columns - s->pitch;
+  }
+  p->rows = rows;
+  p->row_tasks = s->flat || rows >= s->down ? divide_up(all, rows) : s->n * divide_up(s->down, rows);
+  s->positions = s->each * larger(s->subs, 1) + 16;
+  s->tiles = s->flat ? rows / 16 + 2 : rows * divide_up(s->across, 16);
+}
+
+/* Few tasks along the rows: each is cut along the blocks of the result, too, but not so far that splitting the image again shows. */
+static void cut_groups(plan *p) {
+  const int64_t pairs = divide_up(p->s.groups_out, 2), least = divide_up(8, p->taps);
+  int64_t parts = smaller(divide_up(TASKS, p->row_tasks), pairs / least);
+  if (parts < 1) parts = 1;
+  p->groups = 2 * divide_up(pairs, parts);
+  p->group_tasks = divide_up(p->s.groups_out, p->groups);
+}
+
+/* Measured: a product of tiles (96 cycles at best), a pixel of a run that is split, a pixel of a block that is finished, a byte of
+   weights that do not stay in the cache. */
+static double work_of(const plan *p) {
+  const rsi_split_conv *const s = &p->s;
+  const double split = (double)(s->n * s->h * s->w * s->runs * p->group_tasks), finished = (double)(s->n * s->oh * s->ow * s->groups_out);
+  const double far = p->weights > WEIGHT_BYTES ? (double)p->weights * (double)smaller(p->row_tasks, 4) : 0;
+  return 50 * p->products + 7.5 * split + 5 * finished + 0.03 * far;
+}
+
+static plan make_plan(const rsi_exec *x, const rsi_conv_call *k) {
+  const rsi_conv_shape *const c = &k->s;
+  const bool data = k->kind == RSI_CONV_DATA;
+  plan p = {.taps = c->kh * c->kw};
+  rsi_split_conv *const s = &p.s;
+  *s = (rsi_split_conv){.n = c->n, .h = data ? c->oh : c->h, .w = data ? c->ow : c->w, .oh = data ? c->h : c->oh,
+                        .ow = data ? c->w : c->ow, .in = data ? c->o : c->c, .out = data ? c->c : c->o, .step_h = 1, .step_w = 1,
+                        .over_h = 1, .over_w = 1, .skips = data, .low = -INFINITY, .high = INFINITY};
+  s->groups_in = divide_up(s->in, 16), s->groups_out = divide_up(s->out, 16), s->runs = divide_up(s->groups_in, 2);
+  s->weight_in = data ? c->c * p.taps : p.taps, s->weight_out = data ? p.taps : c->c * p.taps;
+  if (data) s->over_h = c->sh, s->over_w = c->sw, data_taps(s, c);
+  else s->step_h = c->sh, s->step_w = c->sw, forward_taps(s, c);
+  int64_t taps = 0;
+  for (int64_t i = 0; i < s->phases; i++) {
+    rsi_split_phase *const f = &s->phase[i];
+    f->b = taps * s->groups_out * s->runs * RUN;
+    taps += f->taps;
+    s->down = larger(s->down, f->down), s->across = larger(s->across, f->across);
+  }
+  p.weights = (size_t)(taps * s->groups_out * s->runs * RUN) * sizeof(uint16_t);
+  s->flat = p.taps == 1 && c->sh == 1 && c->sw == 1 && c->ph == 0 && c->pw == 0;
+  if (s->flat) s->h *= s->w, s->oh = s->down = s->phase[0].down = s->h, s->w = s->ow = s->across = s->phase[0].across = 1;
+  lay_rows(s, taps);
+  const double by_row = products_by_row(s) * (double)s->n;
+  const double by_image = products_by_image(s) * (double)divide_up(s->n, RSI_SPLIT_IMAGES);
+  const bool fits = s->h * s->w * RSI_SPLIT_IMAGES * s->runs * PARTS * POSITION <= IMAGES_BYTES;
+  if (!s->flat && fits && by_image < by_row) cut_images(&p);
+  else cut_rows(&p);
+  cut_groups(&p);
+  p.products = (s->by_image ? by_image : by_row) * (double)(s->runs * s->groups_out);
+  p.work = work_of(&p);
+  p.each = rsi_lane_round(x->k->split_conv->scratch(s));
+  const size_t packing = (size_t)(512 * p.taps) * sizeof(float);
+  if (p.each < packing) p.each = packing;
+  return p;
+}
+
+/* ---- choice ------------------------------------------------------------------------------------------------------------ */
+
+/* Winograd's form, where it is accepted, goes first; oneDNN's direct forms do about 140 products and sums a nanosecond. */
+static bool pays(const rsi_conv_call *k, const plan *p) {
+  const rsi_conv_shape *const s = &k->s;
+  const double work = 2.0 * (double)(s->n * s->oh * s->ow * s->kh * s->kw) * (double)(s->c * s->o);
+  return work > 1e6 && p->work < work / 140;
+}
+
+bool rsi_split_conv_accepts(const rsi_exec *x, const rsi_conv_call *k) {
+  const rsi_conv_shape *const s = &k->s;
+  if (x->exact || x->k->split_conv->task == NULL || !rsi_cpu_split()) return false;
+  if (k->kind > RSI_CONV_DATA || k->x_dtype != RS_F32 || k->y_dtype != RS_F32 || k->x_block != 16 || k->y_block != 16) return false;
+  if (s->groups != 1 || s->n < 1 || s->c < 1 || s->o < 1 || s->h < 1 || s->w < 1 || s->oh < 1 || s->ow < 1) return false;
+  if (s->sh > 2 || s->sw > 2 || s->kh * s->kw > RSI_SPLIT_TAPS || s->kh * s->kw < 1) return false;
+  const plan p = make_plan(x, k);
+  const int64_t most = INT32_MAX / 2;
+  if (p.s.runs * PARTS * p.s.positions * 32 > most || (int64_t)(p.weights / 2) > most * p.s.groups_out) return false;
+  if (s->n * larger(p.s.groups_in * p.s.h * p.s.w, p.s.groups_out * p.s.oh * p.s.ow) > most) return false;
+  return pays(k, &p);
+}
+
+/* ---- weights ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct pack_job { const rsi_k_split_conv *k; const plan *p; uint16_t *b; } pack_job;
+
+static void pack_task(void *arg, int64_t task, void *scratch) {
+  const pack_job *const j = arg;
+  const rsi_split_conv *const s = &j->p->s;
+  j->k->pack(s, task / s->runs, task % s->runs, j->p->taps, j->b, scratch);
+}
+
+static int64_t lanes_of(const rsi_exec *x, double work, int64_t tasks) {
+  return work < 10e3 ? 1 : rsi_lane_count(rsi_pool_threads(x->pool), tasks);
+}
+
+static void pack_weights(const rsi_exec *x, const plan *p, uint16_t *b, void *scratch) {
+  pack_job j = {x->k->split_conv, p, b};
+  const int64_t tasks = p->s.groups_out * p->s.runs;
+  rsi_lanes_run(x->pool, lanes_of(x, (double)(tasks * p->taps) * 200, tasks), tasks, pack_task, &j, scratch, p->each);
+}
+
+static int64_t most_lanes(const rsi_exec *x) { return rsi_lane_count(rsi_pool_threads(x->pool), RSI_MOST_LANES); }
+
+size_t rsi_split_conv_pack_bytes(const rsi_exec *x, const rsi_conv_call *k, uint64_t *layout) {
+  const plan p = make_plan(x, k);
+  *layout = (uint64_t)(p.s.runs << 40 | p.s.groups_out << 16 | p.taps);
+  return rsi_lane_round(p.weights) + (size_t)(p.s.in * p.s.out * p.taps) * sizeof(float);
+}
+
+size_t rsi_split_conv_pack_scratch(const rsi_exec *x, const rsi_conv_call *k) {
+  const plan p = make_plan(x, k);
+  return (size_t)most_lanes(x) * p.each;
+}
+
+void rsi_split_conv_pack_run(const rsi_exec *x, const rsi_conv_call *k, const float *weight, void *packed, void *scratch) {
+  plan p = make_plan(x, k);
+  p.s.weight = weight;
+  pack_weights(x, &p, packed, scratch);
+  memcpy((char *)packed + rsi_lane_round(p.weights), weight, (size_t)(p.s.in * p.s.out * p.taps) * sizeof(float));
+}
+
+/* ---- a run --------------------------------------------------------------------------------------------------------------- */
+
+typedef struct conv_job { const rsi_k_split_conv *k; const plan *p; } conv_job;
+
+static void conv_task(void *arg, int64_t task, void *scratch) {
+  const conv_job *const j = arg;
+  const plan *const p = j->p;
+  const rsi_split_conv *const s = &p->s;
+  const int64_t part = task / p->group_tasks, group = task % p->group_tasks * p->groups;
+  int64_t first = part * p->rows, last = smaller(first + p->rows, s->by_image ? s->n : s->n * s->down);
+  if (!s->by_image && !s->flat && p->rows < s->down) {          /* a band of one image */
+    const int64_t bands = divide_up(s->down, p->rows), image = part / bands * s->down;
+    first = image + part % bands * p->rows, last = smaller(first + p->rows, image + s->down);
+  }
+  j->k->task(s, first, last - first, group, smaller(p->groups, s->groups_out - group), scratch);
+}
+
+static size_t bias_bytes(const plan *p) { return rsi_lane_round((size_t)(p->s.groups_out * 16) * sizeof(float)); }
+
+size_t rsi_split_conv_bytes(const rsi_exec *x, const rsi_conv_call *k) {
+  const plan p = make_plan(x, k);
+  return bias_bytes(&p) + (k->packed ? 0 : rsi_lane_round(p.weights)) + (size_t)most_lanes(x) * p.each;
+}
+
+void rsi_split_conv_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_conv_data *data, void *scratch) {
+  plan p = make_plan(x, k);
+  char *at = scratch;
+  p.s.x = k->kind == RSI_CONV_DATA ? data->y : data->x, p.s.y = k->kind == RSI_CONV_DATA ? data->x : data->y;
+  p.s.residual = data->residual;
+  if (data->bias != NULL) {
+    memset(at, 0, bias_bytes(&p));
+    memcpy(at, data->bias, (size_t)p.s.out * sizeof(float));
+    p.s.bias = (const float *)(void *)at;
+  }
+  at += bias_bytes(&p);
+  if (k->act != RSI_CONV_NO_ACT) p.s.low = 0;
+  if (k->act == RSI_CONV_RELU6) p.s.high = 6;
+  uint16_t *const b = k->packed ? data->w : (uint16_t *)(void *)at;
+  if (k->packed) p.s.weight = (const float *)(const void *)((const char *)data->w + rsi_lane_round(p.weights));
+  else {
+    p.s.weight = data->w;
+    at += rsi_lane_round(p.weights);
+    pack_weights(x, &p, b, at);
+  }
+  p.s.b = b;
+  conv_job j = {x->k->split_conv, &p};
+  const int64_t tasks = p.row_tasks * p.group_tasks;
+  rsi_lanes_run(x->pool, lanes_of(x, p.work, tasks), tasks, conv_task, &j, at, p.each);
+}
