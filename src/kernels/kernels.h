@@ -22,6 +22,7 @@
 #include "kernels/winograd.h"
 #include "kernels/split_conv.h"
 #include "kernels/split_gemm.h"
+#include "kernels/split_wgrad.h"
 
 typedef struct rsi_kernels {
   rsi_isa_level             level;
@@ -40,6 +41,7 @@ typedef struct rsi_kernels {
   const rsi_k_winograd     *winograd;
   const rsi_k_split_conv   *split_conv;
   const rsi_k_split        *split;
+  const rsi_k_split_wgrad  *split_wgrad;
 } rsi_kernels;
 
 /* The table of a level; falls back to the next lower one that is compiled in. */

@@ -17,6 +17,7 @@ extern const rsi_k_block_pool  RSI_ISA(rsi_k_block_pool);
 extern const rsi_k_winograd    RSI_ISA(rsi_k_winograd);
 extern const rsi_k_split_conv  RSI_ISA(rsi_k_split_conv);
 extern const rsi_k_split       RSI_ISA(rsi_k_split);
+extern const rsi_k_split_wgrad RSI_ISA(rsi_k_split_wgrad);
 extern const rsi_kernels       RSI_ISA(rsi_kernels);
 
 const rsi_kernels RSI_ISA(rsi_kernels) = {
@@ -36,4 +37,5 @@ const rsi_kernels RSI_ISA(rsi_kernels) = {
   .winograd = &RSI_ISA(rsi_k_winograd),
   .split_conv = &RSI_ISA(rsi_k_split_conv),
   .split = &RSI_ISA(rsi_k_split),
+  .split_wgrad = &RSI_ISA(rsi_k_split_wgrad),
 };

@@ -14,6 +14,7 @@
 #include "ops/conv_block.h"
 #include "ops/op.h"
 #include "ops/split_conv.h"
+#include "ops/split_wgrad.h"
 #include "ops/winograd.h"
 #include <string.h>
 
@@ -677,6 +678,46 @@ static size_t conv2d_pack_split_conv_scratch(const rsi_call *c) {
   return own_pack(c, &p, &k) ? rsi_split_conv_pack_scratch(c->x, &k) : 0;
 }
 
+/* ---- split products ---------------------------------------------------------------------------------------------------- */
+
+static bool conv2d_block_weight_split(const rsi_call *c) {
+  plain p;
+  rsi_conv_call k;
+  if (describe_weight(c, &p) != RS_OK) return false;
+  fast_call(c, &p, &k);
+  return rsi_split_wgrad_accepts(c->x, &k);
+}
+
+/* The call that computes the gradient when a number is out of their range: direct sums, in which an infinity stays one. */
+static rsi_call again(const rsi_call *c, rsi_exec *x) {
+  rsi_call direct = *c;
+  *x = *c->x, x->exact = true, direct.x = x;
+  return direct;
+}
+
+static size_t conv2d_block_weight_split_scratch(const rsi_call *c) {
+  plain p;
+  rsi_conv_call k;
+  rsi_exec x;
+  const rsi_call direct = again(c, &x);
+  if (describe_weight(c, &p) != RS_OK) return 0;
+  fast_call(c, &p, &k);
+  const size_t own = rsi_split_wgrad_bytes(c->x, &k);
+  const size_t more = conv2d_block_weight_fast(&direct) ? conv2d_block_weight_fast_scratch(&direct) : conv2d_block_weight_scratch(&direct);
+  return own > more ? own : more;
+}
+
+static rs_status conv2d_block_weight_split_run(const rsi_call *c) {
+  plain p;
+  rsi_conv_call k;
+  rsi_exec x;
+  RSI_TRY(describe_weight(c, &p));
+  fast_call(c, &p, &k);
+  if (rsi_split_wgrad_run(c->x, &k, &(rsi_conv_data){.x = c->in[0]->data, .w = c->out[0]->data, .y = c->in[1]->data}, c->scratch)) return RS_OK;
+  const rsi_call direct = again(c, &x);
+  return conv2d_block_weight_fast(&direct) ? conv2d_block_weight_fast_run(&direct) : conv2d_block_weight_run(&direct);
+}
+
 int64_t rsi_conv_block_size(const rsi_exec *x, int dtype, int64_t channels) {
   return x->onednn != NULL ? rsi_onednn_block(dtype, channels) : 0;
 }
@@ -749,12 +790,14 @@ static const conv2d_block_weight_attrs
   w_stem = {HALF3(3, 1, 16), .weight_size = {4, {32, 3, 3, 3}}}, w_point = {POINT(32, 16, 16), .weight_size = {4, {48, 32, 1, 1}}},
   w_each = {EACH3(32, 16, 16), .weight_size = {4, {32, 1, 3, 3}}},
   w_odd = {FORM(PAIR(2, 1), PAIR(1, 2), PAIR(1, 2), 2, 4, 1, 6), .weight_size = {4, {6, 2, 3, 2}}},
-  w_wino = {SAME3(64, 16, 16), .weight_size = {4, {64, 64, 3, 3}}};
+  w_wino = {SAME3(64, 16, 16), .weight_size = {4, {64, 64, 3, 3}}}, w_many = {HALF3(60, 16, 16), .weight_size = {4, {88, 60, 3, 3}}},
+  w_few = {FORM(ONE(2), ONE(0), ONE(1), 1, 64, 16, 16), .weight_size = {4, {96, 64, 2, 2}}};
 static const rsi_sample conv2d_block_weight_samples[] = {
   {"f2x2x8x8x16,f2x2x8x8x16", &w_same, 2e-5, 1},  {"f2x2x9x8x16,f2x2x5x4x16", &w_half, 2e-5, 1},
   {"f1x3x17x16x1,f1x2x9x8x16", &w_stem, 2e-5, 1}, {"f1x2x7x7x16,f1x3x7x7x16", &w_point, 2e-5, 1},
   {"f2x2x9x9x16,f2x2x9x9x16", &w_each, 2e-5, 1},  {"f2x4x7x7,f2x1x4x9x6", &w_odd, 2e-5, 1},
   {"f2x4x32x32x16,f2x4x32x32x16", &w_wino, 2e-4, 1}, {"f0x2x8x8x16,f0x2x8x8x16", &w_same, 0, 1},
+  {"f31x4x5x4x16,f31x6x3x2x16", &w_many, 2e-5, 1}, {"f7x4x9x8x16,f7x6x4x4x16", &w_few, 2e-5, 1},
   {NULL, NULL, 0, 0}};
 
 /* ---- ops ------------------------------------------------------------------------------------------------------------- */
@@ -779,6 +822,7 @@ static const rsi_kernel conv2d_block_data_kernels[] = {
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_data_fast, conv2d_block_data_fast_scratch, conv2d_block_data_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, conv2d_block_data_scratch, conv2d_block_data_run}, END};
 static const rsi_kernel conv2d_block_weight_kernels[] = {
+  {"split", RSI_PORTABLE, RSI_F32, conv2d_block_weight_split, conv2d_block_weight_split_scratch, conv2d_block_weight_split_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_weight_fast, conv2d_block_weight_fast_scratch, conv2d_block_weight_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, conv2d_block_weight_scratch, conv2d_block_weight_run}, END};
 

@@ -1,0 +1,447 @@
+/* The loops of kernels/split_wgrad.h. Only to be called where rsi_cpu_amx(); the functions are NULL below AVX-512. */
+#include "kernels/split_wgrad.h"
+
+#if RSI_ISA_LEVEL == 2
+
+enum { PIXEL = RSI_WGRAD_PIXEL, STAGE = RSI_WGRAD_STAGE, STAGE_ROW = (STAGE + 1) * RSI_SIDE, SIDE = RSI_SIDE };
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* ---- what is to be split --------------------------------------------------------------------------------------------------- */
+
+/*
+** Splitting is done between the products, whose tiles leave the vector units and the memory idle, and costs next to nothing there if its
+** steps are small: more than some dozen instructions in a row and the tiles run out of work. What is to be split is a list of items.
+** A step of an item of x is X_STEP columns of a pair of members in a row of their windows. Of dy, STAGE pixels of each member are
+** copied side by side, a step each (the members often lie a power of two apart, in one set of the cache), then each pixel is transposed
+** in two steps, for 16 members each, and split in four.
+*/
+enum { X_STEP = 3, Y_STEP = 4, PIXEL_STEPS = 2 + SIDE / Y_STEP, MOST_ITEMS = 40, ONE = 1 << 16 };
+
+typedef struct item {
+  bool    dy;
+  int64_t group, block, first, last;   /* rows of windows, or of bands */
+  uint16_t *to;                        /* dy: the first row; x: row 0 of the block's ring */
+} item;
+
+/* Where a member lies: its image (-1: there is none), and the first row and column of its band of dy. */
+typedef struct member { int64_t image, row, column; } member;
+
+typedef struct splitter {
+  const rsi_split_wgrad *s;
+  float  *stage, *turned;              /* [32][STAGE + 1][16], [2][16][16] */
+  int64_t lo, hi;                      /* columns of windows that hold something */
+  int64_t group;                       /* whose members these are */
+  member  m[RSI_DEEP];
+  item    items[MOST_ITEMS];
+  int     count, at;                   /* items; the one at hand. In it: */
+  int64_t row, column, step;           /* x: row and column of windows, unit; dy: line, first column of the stage, and step there */
+  int64_t count_here;                  /* dy: pixels of the stage */
+  const float *from[2];                /* x: the rows of two members (NULL: zeros), and the columns there */
+  int64_t from_column[2];
+  const float *next[2];                /* those that come next, and how far their columns are from these */
+  int64_t next_move[2];
+  int64_t rate, credit;                /* steps for each part of a run of products, in 1 / ONE */
+} splitter;
+
+static void begin_splitter(splitter *q, const rsi_split_wgrad *s, float *stage) {
+  q->s = s, q->stage = stage, q->turned = stage + RSI_DEEP * STAGE_ROW, q->group = -1, q->count = q->at = 0, q->credit = q->rate = 0;
+  q->lo = 0, q->hi = s->win_w;
+  if (s->bands_w > 1) return;
+  q->lo = (s->before_w + s->unit_w - 1) / s->unit_w;
+  q->hi = least(s->win_w, (s->w - 1 + s->before_w) / s->unit_w + 1);
+}
+
+/* Rows of windows that no member has hold nothing, and are never asked for. */
+static bool row_exists(const rsi_split_wgrad *s, int64_t j) {
+  return s->bands_h > 1 || (j * s->unit_h >= s->before_h && j * s->unit_h - s->before_h < s->h);
+}
+
+static void find_members(splitter *q, int64_t group) {
+  const rsi_split_wgrad *const s = q->s;
+  q->group = group;
+  for (int64_t i = 0; i < RSI_DEEP; i++) {
+    const int64_t number = group * RSI_DEEP + i, band = number / s->n;
+    const bool exists = band < s->bands_h * s->bands_w;
+    q->m[i] = (member){exists ? number % s->n : -1, band / s->bands_w * s->rows, band % s->bands_w * s->columns};
+  }
+}
+
+/* Rows of dy of an item as lines: one of all, when bands are as wide as the image. */
+static int64_t lines_of(const rsi_split_wgrad *s, const item *e) { return s->bands_w == 1 ? 1 : e->last - e->first; }
+static int64_t width_of(const rsi_split_wgrad *s, const item *e) { return s->bands_w == 1 ? (e->last - e->first) * s->columns : s->columns; }
+
+static int64_t steps_of(const splitter *q, const item *e) {
+  const rsi_split_wgrad *const s = q->s;
+  if (e->dy) return lines_of(s, e) * (width_of(s, e) * PIXEL_STEPS + (width_of(s, e) + STAGE - 1) / STAGE * RSI_DEEP);
+  int64_t rows = 0;
+  for (int64_t j = e->first; j < e->last; j++) rows += row_exists(s, j);
+  return rows * ((q->hi - q->lo + X_STEP - 1) / X_STEP) * SIDE;
+}
+
+/* The first pixel that a member sees in row j of its window, if that is inside the image; NULL: the row is not. */
+static const float *seen_row(const splitter *q, const item *e, const member *m, int64_t j) {
+  const rsi_split_wgrad *const s = q->s;
+  const int64_t y = (m->row * s->step_h + j) * s->unit_h - s->before_h;
+  return m->image >= 0 && y >= 0 && y < s->h ? s->x + ((m->image * s->in + e->block) * s->h + y) * s->w * SIDE : NULL;
+}
+
+/* Looks for what unit q->step sees in row q->row of the windows; the next one is fetched while this one is split. */
+static void begin_unit(splitter *q, const item *e) {
+  const rsi_split_wgrad *const s = q->s;
+  q->column = q->lo;
+  for (int h = 0; h < 2; h++) {
+    const member *const m = &q->m[q->step + h * SIDE], *const next = &q->m[(q->step + 1) % SIDE + h * SIDE];
+    q->from[h] = seen_row(q, e, m, q->row);
+    q->from_column[h] = (m->column * s->step_w + q->lo) * s->unit_w - s->before_w;
+    q->next[h] = seen_row(q, e, next, q->row + (q->step + 1) / SIDE);
+    q->next_move[h] = (next->column - m->column) * s->step_w * s->unit_w;
+  }
+}
+
+static void begin_stage(splitter *q, const item *e) { q->step = 0, q->count_here = least(STAGE, width_of(q->s, e) - q->column); }
+
+/* Items of rows that do not exist are passed over. */
+static void begin_item(splitter *q) {
+  for (; q->at < q->count; q->at++) {
+    const item *const e = &q->items[q->at];
+    if (e->group != q->group) find_members(q, e->group);
+    if (e->dy) {
+      q->row = q->column = 0;
+      begin_stage(q, e);
+      return;
+    }
+    q->row = e->first, q->step = 0;
+    while (q->row < e->last && !row_exists(q->s, q->row)) q->row++;
+    if (q->row == e->last || q->lo >= q->hi) continue;
+    begin_unit(q, e);
+    return;
+  }
+}
+
+static void add_item(splitter *q, item e) {
+  if (e.first >= e.last) return;
+  q->items[q->count++] = e;
+  if (q->at == q->count - 1) begin_item(q);
+}
+
+/* ---- splitting ----------------------------------------------------------------------------------------------------------- */
+
+RSI_TILES_IN __m512 pixel_at(const float *row, int64_t at, int64_t width) {
+  const bool inside = row != NULL && at >= 0 && at < width;
+  return inside ? _mm512_loadu_ps(row + at * SIDE) : _mm512_setzero_ps();
+}
+
+RSI_TILES_IN void fetch(const float *row, int64_t at, int64_t width) {
+  if (row != NULL && at >= 0 && at < width) _mm_prefetch((const char *)(row + at * SIDE), _MM_HINT_T1);
+}
+
+/* Some columns of a pair of members; whether the item is done. */
+RSI_TILES_IN bool split_x(splitter *q, const item *e) {
+  const rsi_split_wgrad *const s = q->s;
+  uint16_t *to = e->to + (q->row % s->ring * s->win_w + q->column) * PIXEL + q->step * RSI_DEEP;
+  for (int n = 0; n < X_STEP && q->column < q->hi; n++, to += PIXEL, q->column++) {
+    __m512i part[RSI_PARTS];
+    rsi_split(pixel_at(q->from[0], q->from_column[0], s->w), pixel_at(q->from[1], q->from_column[1], s->w), part);
+    for (int i = 0; i < RSI_PARTS; i++) _mm512_store_si512((void *)(to + i * RSI_TILE), part[i]);
+    for (int h = 0; h < 2; h++) {
+      fetch(q->next[h], q->from_column[h] + q->next_move[h], s->w);
+      q->from_column[h] += s->unit_w;
+    }
+  }
+  if (q->column < q->hi) return false;
+  if (++q->step == SIDE) {
+    q->step = 0, q->row++;
+    while (q->row < e->last && !row_exists(s, q->row)) q->row++;
+    if (q->row == e->last) return true;
+  }
+  begin_unit(q, e);
+  return false;
+}
+
+/* `count` pixels of member u from `column` of a line on: where they are, and how many of them there are. */
+RSI_TILES_IN int64_t find_dy(const splitter *q, const item *e, int64_t u, int64_t column, int64_t count, const float **from) {
+  const rsi_split_wgrad *const s = q->s;
+  const member *const m = &q->m[u];
+  const int64_t row = m->row + e->first + q->row, at = m->column + column;
+  const int64_t all = s->bands_w == 1 ? (s->oh - row) * s->ow : s->ow;         /* the first pixel that is not there */
+  const int64_t there = m->image >= 0 && row < s->oh ? most(least(count, all - at), 0) : 0;
+  *from = there > 0 ? s->dy + (((m->image * s->out + e->block) * s->oh + row) * s->ow + at) * SIDE : NULL;
+  return there;
+}
+
+/* The pixels of member u that belong to the stage; those of a later member, or of the next stage, are fetched. */
+RSI_TILES_IN void copy_dy(const splitter *q, const item *e, int64_t u) {
+  enum { AHEAD = 4 };
+  const float *from, *later;
+  float *const to = q->stage + u * STAGE_ROW;
+  const int64_t there = find_dy(q, e, u, q->column, q->count_here, &from);
+  const int64_t wrap = u + AHEAD >= RSI_DEEP, column = q->column + wrap * STAGE;
+  const int64_t coming = find_dy(q, e, (u + AHEAD) % RSI_DEEP, column, least(STAGE, width_of(q->s, e) - column), &later);
+  for (int64_t i = 0; i < there; i++) _mm512_store_ps(to + i * SIDE, _mm512_loadu_ps(from + i * SIDE));
+  for (int64_t i = there; i < q->count_here; i++) _mm512_store_ps(to + i * SIDE, _mm512_setzero_ps());
+  for (int64_t i = 0; i < coming; i++) _mm_prefetch((const char *)(later + i * SIDE), _MM_HINT_T1);
+}
+
+RSI_TILES_IN bool split_dy(splitter *q, const item *e) {
+  const rsi_split_wgrad *const s = q->s;
+  if (q->step < RSI_DEEP) {
+    copy_dy(q, e, q->step++);
+    return false;
+  }
+  const int64_t at = q->step - RSI_DEEP, pixel = at / PIXEL_STEPS, part = at % PIXEL_STEPS;
+  if (part < 2) {
+    const float *const from = q->stage + part * SIDE * STAGE_ROW + pixel * SIDE;
+    __m512 v[SIDE];
+    for (int u = 0; u < SIDE; u++) v[u] = _mm512_load_ps(from + u * STAGE_ROW);
+    rsi_transpose16(v);
+    for (int u = 0; u < SIDE; u++) _mm512_store_ps(q->turned + (part * SIDE + u) * SIDE, v[u]);
+  } else {
+    const int64_t r = (part - 2) * Y_STEP;
+    uint16_t *const to = e->to + (q->row * s->columns + q->column + pixel) * PIXEL + r * RSI_DEEP;
+    const float *const low = q->turned + r * SIDE, *const high = low + SIDE * SIDE;
+    for (int64_t i = 0; i < Y_STEP; i++) {
+      __m512i p[RSI_PARTS];
+      rsi_split(_mm512_load_ps(low + i * SIDE), _mm512_load_ps(high + i * SIDE), p);
+      for (int k = 0; k < RSI_PARTS; k++) _mm512_store_si512((void *)(to + k * RSI_TILE + i * RSI_DEEP), p[k]);
+    }
+  }
+  if (++q->step < RSI_DEEP + q->count_here * PIXEL_STEPS) return false;
+  q->column += STAGE;
+  if (q->column >= width_of(s, e)) {
+    q->column = 0;
+    if (++q->row == lines_of(s, e)) return true;
+  }
+  begin_stage(q, e);
+  return false;
+}
+
+RSI_TILES static void split_step(splitter *q) {
+  const item *const e = &q->items[q->at];
+  if (!(e->dy ? split_dy(q, e) : split_x(q, e))) return;
+  q->at++;
+  begin_item(q);
+}
+
+static void split_until(splitter *q, int item_at) {
+  while (q->at < item_at) split_step(q);
+}
+
+__attribute__((noinline)) static void split_some(splitter *q) {
+  for (; q->credit >= ONE; q->credit -= ONE)
+    if (q->at < q->count) split_step(q);
+}
+
+/* ---- products ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct work {
+  const rsi_split_wgrad *s;
+  const rsi_wgrad_piece *p;
+  rsi_wgrad_area *areas;               /* of the taps, in this chunk */
+  uint16_t *a[2], *b;                  /* a: two pairs of blocks, one in use */
+  int64_t a_block, a_row, b_block, b_row, b_column;   /* elements to the next block, row and column */
+  float *sums, *part;                  /* part: of a chain of products */
+  splitter q;
+} work;
+
+/*
+** The products of an area, from a and b on, to sums: [2][2][16][16], of which down x across tiles are used, 1 or 2 of each; in the order
+** of rsi_split_multiply. Between them there is splitting.
+*/
+RSI_TILES_IN void multiply(int down, int across, work *w, const rsi_wgrad_area *z, const uint16_t *a, const uint16_t *b, float *sums) {
+  const bool right = across > 1, lower = down > 1;
+  splitter *const q = &w->q;
+  _tile_zero(0);
+  if (right) _tile_zero(1);
+  if (lower) _tile_zero(2);
+  if (lower && right) _tile_zero(3);
+#define LOAD_A(p) { _tile_loadd(4, a0 + (p) * RSI_TILE, 64); if (lower) _tile_loadd(5, a1 + (p) * RSI_TILE, 64); }
+#define LOAD_B(p) { _tile_loadd(6, b0 + (p) * RSI_TILE, 64); if (right) _tile_loadd(7, b1 + (p) * RSI_TILE, 64); }
+#define TIMES {                                                                                                             \
+    _tile_dpbf16ps(0, 4, 6);                                                                                                \
+    if (right) _tile_dpbf16ps(1, 4, 7);                                                                                     \
+    if (lower) _tile_dpbf16ps(2, 5, 6);                                                                                     \
+    if (lower && right) _tile_dpbf16ps(3, 5, 7);                                                                            \
+    if ((q->credit += q->rate) >= ONE) split_some(q);                                                                       \
+  }
+  int64_t line = z->line;
+  for (int64_t r = 0; r < z->rows; r++) {
+    const uint16_t *a0 = a + r * w->a_row, *b0 = b + line * w->b_row;
+    const uint16_t *a1 = a0 + w->a_block, *b1 = b0 + w->b_block;
+    for (int64_t c = 0; c < z->columns; c++) {
+      LOAD_A(2) LOAD_B(0) TIMES
+      LOAD_A(1) TIMES
+      LOAD_B(1) TIMES
+      LOAD_A(0) TIMES
+      LOAD_B(2) TIMES
+      LOAD_B(0) TIMES
+      a0 += PIXEL, a1 += PIXEL, b0 += w->b_column, b1 += w->b_column;
+    }
+    line += w->s->step_h;
+    while (line >= w->s->ring) line -= w->s->ring;
+  }
+#undef LOAD_A
+#undef LOAD_B
+#undef TIMES
+  _tile_stored(0, sums, 64);
+  if (right) _tile_stored(1, sums + 256, 64);
+  if (lower) _tile_stored(2, sums + 512, 64);
+  if (lower && right) _tile_stored(3, sums + 768, 64);
+}
+
+/* Rows (columns) first..last - 1 of `count` of dy from `from` on at which a tap is inside an image of `size`. */
+static void inside(int64_t from, int64_t count, int64_t stride, int64_t tap, int64_t before, int64_t size, int64_t *first, int64_t *last) {
+  const int64_t start = before - tap, end = size - 1 + before - tap;     /* start <= row * stride <= end */
+  const int64_t lo = start <= 0 ? 0 : (start + stride - 1) / stride, hi = end < 0 ? 0 : end / stride + 1;
+  *first = most(lo, from), *last = most(least(hi, from + count), *first);
+}
+
+/* Rows of dy of a chunk: where they begin in the bands of the group, and those of windows that they see. */
+typedef struct chunk_at { int64_t group, row, rows, begin, end; } chunk_at;
+
+static chunk_at chunk_of(const rsi_split_wgrad *s, int64_t number) {
+  const int64_t row = number % s->chunks * s->chunk, rows = least(s->chunk, s->rows - row);
+  return (chunk_at){number / s->chunks, row, rows, row * s->step_h, (row + rows - 1) * s->step_h + (s->kh - 1) * s->tap_h + 1};
+}
+
+/* The areas of a chunk; the runs of products in them. */
+static int64_t find_areas(work *w, const chunk_at *t) {
+  const rsi_split_wgrad *const s = w->s;
+  int64_t runs = 0;
+  for (int64_t r = 0; r < s->kh; r++)
+    for (int64_t c = 0; c < s->kw; c++) {
+      int64_t top = t->row, bottom = t->row + t->rows, left = 0, right = s->columns;
+      if (s->bands_h == 1) inside(t->row, t->rows, s->step_h * s->unit_h, r * s->tap_h * s->unit_h, s->before_h, s->h, &top, &bottom);
+      if (s->bands_w == 1) inside(0, s->columns, s->step_w * s->unit_w, c * s->tap_w * s->unit_w, s->before_w, s->w, &left, &right);
+      w->areas[r * s->kw + c] = (rsi_wgrad_area){bottom - top, right - left, (top - t->row) * w->a_row + left * PIXEL,
+                                                 (left * s->step_w + c * s->tap_w) * PIXEL, (top * s->step_h + r * s->tap_h) % s->ring};
+      runs += (bottom - top) * (right - left);
+    }
+  return runs * rsi_wgrad_pairs(w->p->i1 - w->p->i0);
+}
+
+/* Products of a pair of blocks of dy with all of x. before[i]: items to be done before block i of x is used. */
+RSI_TILES static void products(work *w, int64_t o, const uint16_t *a, const int *before, bool more) {
+  const rsi_split_wgrad *const s = w->s;
+  const int64_t in = w->p->i1 - w->p->i0, taps = s->kh * s->kw;
+  const bool lower = o + 1 < w->p->o1 - w->p->o0;
+  float *sums = w->sums + o / 2 * rsi_wgrad_pairs(in) * taps * RSI_WGRAD_SUMS;
+  for (int64_t i = 0; i < in; i += 2) {
+    const bool wide = i + 1 < in;
+    split_until(&w->q, before[wide ? i + 1 : i]);
+    for (int64_t t = 0; t < taps; t++, sums += RSI_WGRAD_SUMS) {
+      const rsi_wgrad_area *const z = &w->areas[t];
+      float *const to = more ? w->part : sums;
+      const uint16_t *const from_a = a + z->a, *const from_b = w->b + i * w->b_block + z->b;
+      if (lower && wide) multiply(2, 2, w, z, from_a, from_b, to);
+      else if (lower) multiply(2, 1, w, z, from_a, from_b, to);
+      else if (wide) multiply(1, 2, w, z, from_a, from_b, to);
+      else multiply(1, 1, w, z, from_a, from_b, to);
+      for (int64_t k = 0; more && k < RSI_WGRAD_SUMS; k += SIDE)
+        _mm512_store_ps(sums + k, _mm512_add_ps(_mm512_load_ps(sums + k), _mm512_load_ps(to + k)));
+    }
+  }
+}
+
+/* Steps after each pair of parts, so that the items are done when so many runs of products are. */
+static void set_rate(splitter *q, int64_t runs) {
+  int64_t steps = 0;
+  for (int i = q->at; i < q->count; i++) steps += steps_of(q, &q->items[i]);
+  q->credit = 0, q->rate = runs > 0 ? (steps * ONE + 6 * runs - 1) / (6 * runs) : 0;
+}
+
+static void add_x(work *w, const chunk_at *t, int64_t i, int64_t known) {
+  add_item(&w->q, (item){false, t->group, w->p->i0 + i, most(t->begin, known), t->end, w->b + i * w->b_block});
+}
+
+static void add_dy(work *w, const chunk_at *t, int64_t o, uint16_t *to) {
+  for (int64_t h = 0; h < 2 && o + h < w->p->o1 - w->p->o0; h++)
+    add_item(&w->q, (item){true, t->group, w->p->o0 + o + h, t->row, t->row + t->rows, to + h * w->a_block});
+}
+
+RSI_TILES static void sum(const rsi_split_wgrad *s, const rsi_wgrad_piece *p, float *sums, void *scratch) {
+  const int64_t in = p->i1 - p->i0, pairs = rsi_wgrad_pairs(p->o1 - p->o0);
+  int before[MOST_ITEMS] = {0};
+  work w = {.s = s, .p = p, .sums = sums, .a_block = s->chunk * s->columns * PIXEL, .a_row = s->columns * PIXEL,
+            .b_block = s->ring * s->win_w * PIXEL, .b_row = s->win_w * PIXEL, .b_column = s->step_w * PIXEL};
+  w.part = scratch;
+  begin_splitter(&w.q, s, w.part + RSI_WGRAD_SUMS);
+  w.a[0] = (uint16_t *)(void *)(w.q.turned + 2 * SIDE * SIDE), w.a[1] = w.a[0] + 2 * w.a_block, w.b = w.a[1] + 2 * w.a_block;
+  w.areas = (rsi_wgrad_area *)(void *)(w.b + in * w.b_block);
+  for (int64_t k = 0; k < RSI_WGRAD_SUMS; k++) w.part[k] = 0;
+  rsi_tiles_begin();
+  int64_t turn = 0;
+  chunk_at t = chunk_of(s, p->first);
+  add_dy(&w, &t, 0, w.a[0]);
+  bool fresh = true;                       /* nothing of this chunk's windows is there */
+  for (int64_t number = p->first; number < p->last; number++) {
+    const chunk_at next = chunk_of(s, number + 1);
+    const bool last = number + 1 == p->last, follows = !last && next.group == t.group;
+    const int64_t runs = find_areas(&w, &t);
+    for (int64_t o = 0; o < pairs; o++, turn++) {
+      /* What pair o needs is split; the rest of the list is for those after it. */
+      if (o == 0 && fresh)
+        for (int64_t i = 0; i < in; i++) {
+          add_x(&w, &t, i, 0);
+          before[i] = w.q.count;
+        }
+      else {
+        split_until(&w.q, w.q.count);
+        w.q.count = w.q.at = 0;
+        for (int64_t i = 0; i < in; i++) before[i] = 0;
+      }
+      if (o + 1 < pairs) add_dy(&w, &t, 2 * o + 2, w.a[(turn + 1) % 2]);
+      if (follows)
+        for (int64_t i = in * o / pairs; i < in * (o + 1) / pairs; i++) add_x(&w, &next, i, t.end);
+      if (o + 1 == pairs && !last) add_dy(&w, &next, 0, w.a[(turn + 1) % 2]);
+      set_rate(&w.q, runs);
+      products(&w, 2 * o, w.a[turn % 2], before, number > p->first);
+    }
+    split_until(&w.q, w.q.count);
+    w.q.count = w.q.at = 0;
+    t = next, fresh = !follows;
+  }
+  _tile_release();
+}
+
+/* ---- the result ---------------------------------------------------------------------------------------------------------- */
+
+RSI_TILES static bool finish(const rsi_split_wgrad *s, const rsi_wgrad_piece *p, int64_t o, int64_t parts, int64_t part, const float *sums,
+                             int64_t filters, int64_t channels, float *dw) {
+  const int64_t taps = s->kh * s->kw, pairs = rsi_wgrad_pairs(p->i1 - p->i0), at = o - p->o0;
+  __mmask16 odd = 0;
+  sums += at / 2 * pairs * taps * RSI_WGRAD_SUMS + at % 2 * (RSI_WGRAD_SUMS / 2);
+  for (int64_t i = p->i0; i < p->i1; i++) {
+    const int64_t k = i - p->i0;
+    const float *const from = sums + k / 2 * taps * RSI_WGRAD_SUMS + k % 2 * (RSI_WGRAD_SUMS / 4);
+    const int64_t columns = least(channels - i * SIDE, SIDE);
+    for (int64_t r = 0; r < SIDE && o * SIDE + r < filters; r++) {
+      float *const to = dw + ((o * SIDE + r) * channels + i * SIDE) * taps;
+      for (int64_t t0 = 0; t0 < taps; t0 += SIDE) {
+        const int64_t count = least(taps - t0, SIDE);
+        __m512 v[SIDE];
+        for (int t = 0; t < SIDE; t++) {
+          v[t] = _mm512_setzero_ps();
+          if (t >= count) continue;
+          const float *const line = from + (t0 + t) * RSI_WGRAD_SUMS + r * SIDE;
+          v[t] = _mm512_load_ps(line);
+          for (int64_t q = 1; q < parts; q++) v[t] = _mm512_add_ps(v[t], _mm512_load_ps(line + q * part));
+          odd |= rsi_odd(v[t]) & rsi_first_of(columns);
+        }
+        if (taps == 1) {
+          _mm512_mask_storeu_ps(to, rsi_first_of(columns), v[0]);
+          continue;
+        }
+        rsi_transpose16(v);
+        for (int64_t c = 0; c < columns; c++) _mm512_mask_storeu_ps(to + c * taps + t0, rsi_first_of(count), v[c]);
+      }
+    }
+  }
+  return odd != 0;
+}
+
+const rsi_k_split_wgrad RSI_ISA(rsi_k_split_wgrad) = {.sum = sum, .finish = finish};
+#else
+const rsi_k_split_wgrad RSI_ISA(rsi_k_split_wgrad) = {NULL, NULL};
+#endif
