@@ -90,6 +90,7 @@ rs_status rsi_pool_create(int threads, rsi_pool **out);
 void      rsi_pool_destroy(rsi_pool *pool);
 int       rsi_pool_threads(const rsi_pool *pool);
 void      rsi_pool_run(rsi_pool *pool, int64_t chunks, rsi_job job, void *arg);  /* pool NULL: runs alone */
+void      rsi_pool_offer(rsi_pool *pool, int64_t chunks, rsi_job job, void *arg);   /* wakes nobody: for small jobs */
 
 /* ---- cpu ------------------------------------------------------------------------------------------------------------- */
 

@@ -20,6 +20,7 @@
 #include "kernels/block_norm.h"
 #include "kernels/block_pool.h"
 #include "kernels/winograd.h"
+#include "kernels/depthwise.h"
 #include "kernels/split_conv.h"
 #include "kernels/split_gemm.h"
 #include "kernels/split_wgrad.h"
@@ -39,6 +40,7 @@ typedef struct rsi_kernels {
   const rsi_k_block_norm   *block_norm;
   const rsi_k_block_pool   *block_pool;
   const rsi_k_winograd     *winograd;
+  const rsi_k_depthwise    *depthwise;
   const rsi_k_split_conv   *split_conv;
   const rsi_k_split        *split;
   const rsi_k_split_wgrad  *split_wgrad;

@@ -15,6 +15,7 @@ extern const rsi_k_attention   RSI_ISA(rsi_k_attention);
 extern const rsi_k_block_norm  RSI_ISA(rsi_k_block_norm);
 extern const rsi_k_block_pool  RSI_ISA(rsi_k_block_pool);
 extern const rsi_k_winograd    RSI_ISA(rsi_k_winograd);
+extern const rsi_k_depthwise   RSI_ISA(rsi_k_depthwise);
 extern const rsi_k_split_conv  RSI_ISA(rsi_k_split_conv);
 extern const rsi_k_split       RSI_ISA(rsi_k_split);
 extern const rsi_k_split_wgrad RSI_ISA(rsi_k_split_wgrad);
@@ -35,6 +36,7 @@ const rsi_kernels RSI_ISA(rsi_kernels) = {
   .block_norm = &RSI_ISA(rsi_k_block_norm),
   .block_pool = &RSI_ISA(rsi_k_block_pool),
   .winograd = &RSI_ISA(rsi_k_winograd),
+  .depthwise = &RSI_ISA(rsi_k_depthwise),
   .split_conv = &RSI_ISA(rsi_k_split_conv),
   .split = &RSI_ISA(rsi_k_split),
   .split_wgrad = &RSI_ISA(rsi_k_split_wgrad),

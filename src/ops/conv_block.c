@@ -12,6 +12,7 @@
 #include "backend/backend.h"
 #include "base/lanes.h"
 #include "ops/conv_block.h"
+#include "ops/depthwise.h"
 #include "ops/op.h"
 #include "ops/split_conv.h"
 #include "ops/split_wgrad.h"
@@ -492,6 +493,7 @@ static rs_status unpack(const rsi_call *c, const rsi_conv_call *k, uint64_t make
   uint64_t layout = 0;
   memcpy(&head, c->in[1]->data, sizeof head);
   const size_t bytes = maker == RSI_CONV_PACK_WINOGRAD ? rsi_winograd_pack_bytes(c->x, k, &layout)
+                       : maker == RSI_CONV_PACK_EACH ? rsi_depthwise_pack_bytes(c->x, k, &layout)
                        : maker == RSI_CONV_PACK_SPLIT ? rsi_split_conv_pack_bytes(c->x, k, &layout)
                                                       : rsi_onednn_pack_bytes(c->x->onednn, k, &layout);
   RSI_CHECK(head.magic == maker && head.layout == layout && (size_t)c->in[1]->numel >= sizeof head + bytes, RS_ERR_STATE,
@@ -505,7 +507,7 @@ static bool conv2d_block_fast(const rsi_call *c) {
   rsi_conv_call k;
   if (!forward_call(c, &p, &k)) return false;
   if (k.packed && (made_by(c->in[1], RSI_CONV_PACK_PLAIN) || made_by(c->in[1], RSI_CONV_PACK_WINOGRAD) ||
-                   made_by(c->in[1], RSI_CONV_PACK_SPLIT))) return false;
+                   made_by(c->in[1], RSI_CONV_PACK_SPLIT) || made_by(c->in[1], RSI_CONV_PACK_EACH))) return false;
   return rsi_onednn_conv_accepts(c->x->onednn, &k);
 }
 
@@ -623,6 +625,8 @@ static size_t pack_size(const rsi_call *c, plain *p) {
   const size_t split = rsi_split_conv_accepts(c->x, &k) ? rsi_split_conv_pack_bytes(c->x, &k, &layout) : 0;
   if (winograd > most) most = winograd;
   if (split > most) most = split;
+  const size_t each = rsi_depthwise_accepts(c->x, &k) ? rsi_depthwise_pack_bytes(c->x, &k, &layout) : 0;
+  if (each > most) most = each;
   return sizeof(rsi_conv_pack_head) + most;
 }
 
@@ -660,7 +664,8 @@ static bool own_pack(const rsi_call *c, plain *p, rsi_conv_call *k) {
 
 /* Nobody else packed the weight. */
 static bool unclaimed(const rs_tensor *w, uint64_t maker) {
-  static const uint64_t makers[] = {RSI_CONV_PACK_PLAIN, RSI_CONV_PACK_ONEDNN, RSI_CONV_PACK_WINOGRAD, RSI_CONV_PACK_SPLIT};
+  static const uint64_t makers[] = {RSI_CONV_PACK_PLAIN, RSI_CONV_PACK_ONEDNN, RSI_CONV_PACK_WINOGRAD, RSI_CONV_PACK_SPLIT,
+                                    RSI_CONV_PACK_EACH};
   for (size_t i = 0; is_packed(w) && i < sizeof makers / sizeof *makers; i++)
     if (makers[i] != maker && made_by(w, makers[i])) return false;
   return true;
@@ -671,6 +676,7 @@ static bool unclaimed(const rs_tensor *w, uint64_t maker) {
 static const char other_machine[] = "this was prepared for another precision or instruction set";
 OWN_FORM(winograd, RSI_CONV_PACK_WINOGRAD)
 OWN_FORM(split_conv, RSI_CONV_PACK_SPLIT)
+OWN_FORM(depthwise, RSI_CONV_PACK_EACH)
 
 static size_t conv2d_pack_split_conv_scratch(const rsi_call *c) {
   plain p;
@@ -745,6 +751,10 @@ static const conv2d_block_attrs
   f_stem = {HALF3(3, 1, 16), .act = 1}, f_point = {POINT(32, 16, 16), .act = 1}, f_last = {POINT(20, 20, 7)},
   f_odd = {FORM(PAIR(2, 1), PAIR(1, 2), PAIR(1, 2), 2, 4, 1, 6)}, f_each = {EACH3(32, 16, 16), .act = 2},
   f_split = {HALF3(104, 16, 16), .act = 2}, f_deep = {POINT(184, 16, 16), .act = 1},
+  f_each1 = {FORM(ONE(1), ONE(0), ONE(1), 8, 8, 4, 4)}, f_each2 = {FORM(ONE(2), ONE(1), ONE(1), 48, 48, 16, 16), .act = 1},
+  f_each3 = {FORM(ONE(1), PAIR(2, 1), ONE(1), 16, 16, 8, 8)}, f_each5 = {FORM(ONE(1), ONE(2), ONE(1), 16, 16, 16, 16), .act = 2},
+  f_each6 = {FORM(ONE(2), ONE(2), ONE(1), 12, 12, 8, 8)}, f_each7 = {FORM(ONE(1), ONE(2), ONE(2), 32, 32, 16, 16)},
+  f_each8 = {FORM(ONE(2), ONE(0), ONE(1), 8, 8, 8, 8)}, f_each9 = {FORM(ONE(2), ONE(1), ONE(1), 8, 8, 4, 4)},
   f_eight = {SAME3(16, 8, 8)}, f_four = {SAME3(8, 4, 4)}, f_wino = {SAME3(64, 16, 16), .act = 1}, f_tail = {SAME3(24, 16, 16), .act = 1};
 static const rsi_sample conv2d_block_samples[] = {
   {"f2x2x8x8x16,f32x32x3x3", &f_same, 2e-5, 1},
@@ -757,6 +767,15 @@ static const rsi_sample conv2d_block_samples[] = {
   {"f2x2x9x9x16,f32x1x3x3,f32", &f_each, 2e-5, 1},
   {"f2x7x17x31x16,f96x104x3x3,f96,f2x6x9x16x16", &f_split, 2e-5, 1},
   {"f3x12x9x11x16,f152x184x1x1,f152", &f_deep, 2e-5, 1},
+  {"f1x2x7x9x4,f8x1x3x3", &f_each1, 2e-5, 1},
+  {"f2x3x15x32x16,f48x1x3x3,f48,f2x3x8x16x16", &f_each2, 2e-5, 1},
+  {"f1x2x3x17x8,f16x1x3x3,f16,f1x2x5x17x8", &f_each3, 2e-5, 1},
+  {"f2x1x19x18x16,f16x1x5x5,f16", &f_each5, 2e-5, 1},
+  {"f1x2x4x21x8,f12x1x5x5,f12", &f_each6, 2e-5, 1},
+  {"f1x2x8x8x16,f32x1x3x3", &f_each7, 2e-5, 1},
+  {"f1x1x16x3x8,f8x1x3x3,f8", &f_each8, 2e-5, 1},
+  {"f1x2x8x11x4,f8x1x3x3", &f_each9, 2e-5, 1},
+  {"f2x2x40x64x16,f32x1x3x3,f32", &f_each, 2e-5, 1},
   {"f2x2x8x8x8,f16x16x3x3", &f_eight, 2e-5, 1},
   {"f2x2x8x8x4,f8x8x3x3", &f_four, 2e-5, 1},
   {"f2x2x8x8x16,f40x24x3x3,f40", &f_tail, 2e-5, 1},
@@ -765,13 +784,20 @@ static const rsi_sample conv2d_block_samples[] = {
   {NULL, NULL, 0, 0}};
 
 static const conv2d_pack_attrs pack_same = {SAME3(32, 16, 16), .input_size = {4, {1, 32, 8, 8}}},
-                               pack_four = {SAME3(8, 4, 4), .input_size = {4, {2, 8, 8, 8}}};
+                               pack_four = {SAME3(8, 4, 4), .input_size = {4, {2, 8, 8, 8}}},
+                               pack_each = {EACH3(20, 16, 16), .input_size = {4, {1, 20, 8, 8}}},
+                               pack_each4 = {EACH3(6, 4, 4), .input_size = {4, {1, 6, 8, 8}}};
 static const conv2d_pack_attrs pack_split = {POINT(100, 16, 16), .input_size = {4, {3, 100, 9, 11}}};
-static const rsi_sample conv2d_pack_samples[] = {{"f152x100x1x1", &pack_split, 0, 1}, {"f32x32x3x3", &pack_same, 0, 1}, {"f8x8x3x3", &pack_four, 0, 1}, {NULL, NULL, 0, 0}};
+static const rsi_sample conv2d_pack_samples[] = {{"f20x1x3x3", &pack_each, 0, 1}, {"f6x1x3x3", &pack_each4, 0, 1},
+                                                  {"f152x100x1x1", &pack_split, 0, 1}, {"f32x32x3x3", &pack_same, 0, 1}, {"f8x8x3x3", &pack_four, 0, 1}, {NULL, NULL, 0, 0}};
 
 static const conv2d_block_data_attrs
   d_same = {SAME3(32, 16, 16), .input_size = {4, {2, 32, 8, 8}}}, d_half = {HALF3(32, 16, 16), .input_size = {4, {2, 32, 9, 8}}},
   d_point = {POINT(32, 16, 16), .input_size = {4, {1, 32, 7, 7}}}, d_each = {EACH3(32, 16, 16), .input_size = {4, {2, 32, 9, 9}}},
+  d_each0 = {FORM(ONE(1), ONE(0), ONE(1), 8, 8, 8, 8), .input_size = {4, {1, 8, 9, 12}}},
+  d_each2 = {FORM(ONE(2), ONE(1), ONE(1), 24, 24, 16, 16), .input_size = {4, {1, 24, 9, 12}}},
+  d_each5 = {FORM(ONE(1), PAIR(1, 2), ONE(1), 20, 20, 16, 16), .input_size = {4, {2, 20, 9, 12}}},
+  d_each4 = {FORM(ONE(1), ONE(1), ONE(1), 8, 8, 4, 4), .input_size = {4, {1, 8, 5, 6}}},
   d_odd = {FORM(PAIR(2, 1), PAIR(1, 2), PAIR(1, 2), 2, 4, 1, 6), .input_size = {4, {2, 4, 7, 7}}},
   d_up = {FORM(ONE(2), ONE(0), ONE(1), 1, 16, 16, 16), .input_size = {4, {2, 16, 8, 8}}},
   d_wino = {SAME3(64, 16, 16), .input_size = {4, {2, 64, 32, 32}}},
@@ -782,6 +808,8 @@ static const rsi_sample conv2d_block_data_samples[] = {
   {"f1x3x7x7x16,f48x32x1x1", &d_point, 2e-5, 1},    {"f2x2x9x9x16,f32x1x3x3", &d_each, 2e-5, 1},
   {"f2x1x4x9x6,f6x2x3x2,f4", &d_odd, 2e-5, 1},      {"f2x2x4x4x16,f32x16x2x2,f16", &d_up, 2e-5, 1},
   {"f2x4x32x32x16,f64x64x3x3", &d_wino, 2e-4, 1},   {"f2x2x8x8x4,f8x8x3x3", &d_four, 2e-5, 1},
+  {"f1x1x7x10x8,f8x1x3x3", &d_each0, 2e-5, 1},      {"f1x2x5x6x16,f24x1x3x3", &d_each2, 2e-5, 1},
+  {"f2x2x7x12x16,f20x1x5x5,f20", &d_each5, 2e-5, 1}, {"f1x2x5x6x4,f8x1x3x3", &d_each4, 2e-5, 1},
   {"f2x7x9x7x16,f100x72x3x3", &d_split, 2e-5, 1},   {"f17x6x3x3x16,f96x48x3x3,f48", &d_images, 2e-5, 1},
   {NULL, NULL, 0, 0}};
 
@@ -807,16 +835,19 @@ static const rsi_sample conv2d_block_weight_samples[] = {
 static const rsi_kernel image_block_kernels[] = {
   {"onednn", RSI_ONEDNN, ITEMS, image_block_fast, NULL, image_block_fast_run}, {"rows", RSI_PORTABLE, ITEMS, NULL, NULL, image_block_run}, END};
 static const rsi_kernel conv2d_block_kernels[] = {
+  {"depthwise", RSI_PORTABLE, RSI_F32, conv2d_block_depthwise, conv2d_block_depthwise_scratch, conv2d_block_depthwise_run},
   {"winograd", RSI_PORTABLE, RSI_F32, conv2d_block_winograd, conv2d_block_winograd_scratch, conv2d_block_winograd_run},
   {"split", RSI_PORTABLE, RSI_F32, conv2d_block_split_conv, conv2d_block_split_conv_scratch, conv2d_block_split_conv_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_fast, conv2d_block_fast_scratch, conv2d_block_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, portable_accepts, conv2d_block_scratch, conv2d_block_run}, END};
 static const rsi_kernel conv2d_pack_kernels[] = {
+  {"depthwise", RSI_PORTABLE, RSI_F32, conv2d_pack_depthwise, NULL, conv2d_pack_depthwise_run},
   {"winograd", RSI_PORTABLE, RSI_F32, conv2d_pack_winograd, NULL, conv2d_pack_winograd_run},
   {"split", RSI_PORTABLE, RSI_F32, conv2d_pack_split_conv, conv2d_pack_split_conv_scratch, conv2d_pack_split_conv_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_pack_fast, NULL, conv2d_pack_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, NULL, conv2d_pack_run}, END};
 static const rsi_kernel conv2d_block_data_kernels[] = {
+  {"depthwise", RSI_PORTABLE, RSI_F32, conv2d_block_data_depthwise, conv2d_block_data_depthwise_scratch, conv2d_block_data_depthwise_run},
   {"winograd", RSI_PORTABLE, RSI_F32, conv2d_block_data_winograd, conv2d_block_data_winograd_scratch, conv2d_block_data_winograd_run},
   {"split", RSI_PORTABLE, RSI_F32, conv2d_block_data_split_conv, conv2d_block_data_split_conv_scratch, conv2d_block_data_split_conv_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_data_fast, conv2d_block_data_fast_scratch, conv2d_block_data_fast_run},

@@ -1,13 +1,15 @@
 /*
 ** How element-wise kernels run: operands that are contiguous and of the result's shape, or that hold one value, need no loop
 ** nest and are one row; anything else goes through rsi_nest. And how work is shared out: into chunks whose size follows from
-** the work alone, so that results do not depend on the number of threads. Small work is one chunk and wakes nobody.
+** the work alone, so that results do not depend on the number of threads. Small work wakes nobody: what is worth sharing at all is
+** offered to threads that are awake from a job just before.
 ** Here are also the shape rules that most ops use.
 */
 #include "ops/op.h"
 #include <string.h>
 
-enum { CHUNK_NS = 16000, UNIT = 64 };   /* work of a chunk; chunks are multiples of UNIT items where that is possible */
+/* Work of a chunk; chunks are multiples of UNIT items where that is possible. And of a job that is worth offering, and its chunks. */
+enum { CHUNK_NS = 16000, UNIT = 64, OFFER_NS = 5000, OFFERED = 4 };
 
 /* ---- sharing out ------------------------------------------------------------------------------------------------------ */
 
@@ -21,15 +23,17 @@ static void range_chunk(void *arg, int64_t chunk) {
 
 void rsi_parallel(const rsi_exec *x, int64_t count, double work, rsi_range_fn fn, void *arg) {
   if (count <= 0) return;
-  const double chunks = (double)count * work / CHUNK_NS;
-  if (chunks < 2.0 || count == 1) {
+  double chunks = (double)count * work / CHUNK_NS;
+  if (count == 1 || (double)count * work < OFFER_NS) {
     fn(arg, 0, count);
     return;
   }
+  const bool small = chunks < 2.0;
+  if (small) chunks = OFFERED;
   int64_t size = chunks < (double)count ? (int64_t)((double)count / chunks) : 1;
   if (size > UNIT) size = (size + UNIT - 1) / UNIT * UNIT;
   range_job job = {fn, arg, count, size};
-  rsi_pool_run(x->pool, (count - 1) / size + 1, range_chunk, &job);
+  (small ? rsi_pool_offer : rsi_pool_run)(x->pool, (count - 1) / size + 1, range_chunk, &job);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------------ */

@@ -148,6 +148,7 @@ rs_status rsi_pass_ssa(rs_program *p);          /* ssa.c: no writes in place int
 rs_status rsi_pass_clean(rs_program *p);        /* clean.c: dead and repeated instructions */
 rs_status rsi_pass_fold(rs_program *p);         /* fold.c: batch norm into the convolution before it */
 rs_status rsi_pass_layout(rs_program *p);       /* layout.c: images in block form; convolution, batch norm, sum and ReLU in one */
+rs_status rsi_pass_expand(rs_program *p);       /* fuse_expand.c: a 1x1 and a depthwise convolution in one */
 rs_status rsi_pass_remat(rs_program *p);        /* remat.c: cheap large values made again instead of kept */
 rs_status rsi_pass_half(rs_program *p);         /* half.c: large products in bf16, where that was asked for */
 rs_status rsi_pass_casts(rs_program *p);        /* fuse_cast.c: casts there and back */

@@ -12,6 +12,7 @@ static const pass passes[] = {
   {"clean", rsi_pass_clean},
   {"fold", rsi_pass_fold},
   {"layout", rsi_pass_layout},
+  {"expand", rsi_pass_expand},
   {"half", rsi_pass_half},
   {"tidy", rsi_pass_clean},
   {"casts", rsi_pass_casts},
