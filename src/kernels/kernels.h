@@ -23,6 +23,7 @@
 #include "kernels/depthwise.h"
 #include "kernels/split_conv.h"
 #include "kernels/split_gemm.h"
+#include "kernels/split_strips.h"
 #include "kernels/split_wgrad.h"
 
 typedef struct rsi_kernels {
@@ -43,6 +44,7 @@ typedef struct rsi_kernels {
   const rsi_k_depthwise    *depthwise;
   const rsi_k_split_conv   *split_conv;
   const rsi_k_split        *split;
+  const rsi_k_split_strips *split_strips;
   const rsi_k_split_wgrad  *split_wgrad;
 } rsi_kernels;
 

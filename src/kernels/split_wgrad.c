@@ -11,8 +11,9 @@ static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 /* ---- what is to be split --------------------------------------------------------------------------------------------------- */
 
 /*
-** Splitting is done between the products, whose tiles leave the vector units and the memory idle, and costs next to nothing there if its
-** steps are small: more than some dozen instructions in a row and the tiles run out of work. What is to be split is a list of items.
+** Splitting is done between the products, whose tiles leave the vector units and the memory idle. Measured, its arithmetic is free there
+** if the steps are small (more than some dozen instructions in a row and the tiles run out of work); what it moves is not. What is to
+** be split is a list of items.
 ** A step of an item of x is X_STEP columns of a pair of members in a row of their windows. Of dy, STAGE pixels of each member are
 ** copied side by side, a step each (the members often lie a power of two apart, in one set of the cache), then each pixel is transposed
 ** in two steps, for 16 members each, and split in four.

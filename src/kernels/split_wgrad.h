@@ -19,7 +19,7 @@
 #include "kernels/split_tiles.h"
 
 enum {
-  RSI_WGRAD_PIXEL = RSI_RUN + 32,      /* bf16 of a split pixel of 16 channels and 32 members: a run, and a line so that pixels spread over the cache */
+  RSI_WGRAD_PIXEL = RSI_RUN + 32,      /* bf16 of a split pixel of 16 channels and 32 members: a run, and a line of the cache apart */
   RSI_WGRAD_STAGE = 16,                /* pixels that are transposed at a time */
   RSI_WGRAD_SUMS  = 4 * RSI_SIDE * RSI_SIDE   /* of a pair of blocks of dy with a pair of blocks of x at a tap */
 };

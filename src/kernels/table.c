@@ -18,6 +18,7 @@ extern const rsi_k_winograd    RSI_ISA(rsi_k_winograd);
 extern const rsi_k_depthwise   RSI_ISA(rsi_k_depthwise);
 extern const rsi_k_split_conv  RSI_ISA(rsi_k_split_conv);
 extern const rsi_k_split       RSI_ISA(rsi_k_split);
+extern const rsi_k_split_strips RSI_ISA(rsi_k_split_strips);
 extern const rsi_k_split_wgrad RSI_ISA(rsi_k_split_wgrad);
 extern const rsi_kernels       RSI_ISA(rsi_kernels);
 
@@ -39,5 +40,6 @@ const rsi_kernels RSI_ISA(rsi_kernels) = {
   .depthwise = &RSI_ISA(rsi_k_depthwise),
   .split_conv = &RSI_ISA(rsi_k_split_conv),
   .split = &RSI_ISA(rsi_k_split),
+  .split_strips = &RSI_ISA(rsi_k_split_strips),
   .split_wgrad = &RSI_ISA(rsi_k_split_wgrad),
 };

@@ -15,11 +15,15 @@
 ** a tile that the sweep reads while it is in L1, and every other step takes the units from the last to the first, so that the
 ** panels which the cache still holds come first. What a step hands on (h, or the gradients of the sums) is also kept in rows that
 ** lie together, in turn in one of two places: rows of the tensors themselves may all fall on the same sets of the cache.
+** Where split products pay (kernels/split_strips.h), w_hh and what is handed on lie in strips instead. 32 units of a block are one run of
+** k, so the block that makes them splits them itself. A product whose sums may be wrong, since a number was not finite or tiny, is made
+** again by FMA of the tensors themselves.
 **
 ** The gradient ops give the gradients of the sums; those of weights, biases and the input are products with them, emitted by the
 ** rules as ops of their own.
 */
 #include "ops/product.h"
+#include "ops/split_product.h"
 #include <string.h>
 
 #define LAYER_ATTRS(F, T)                                                                                                   \
@@ -41,8 +45,11 @@ enum {
   PAD = 16,                        /* elements between its rows, so that they do not share cache sets */
   ROWS = 8, UNITS = RSI_PANEL,     /* blocks are multiples of these */
   MANY_ROWS = 16, MOST_BLOCKS = 16, FEW_WEIGHT_BYTES = 512 * 1024,
-  BLOCK_NS = 30000                 /* work that is worth a block of its own */
+  BLOCK_NS = 30000,                /* work that is worth a block of its own */
+  SPLIT_ROWS = 16, PANEL_STRIPS = RSI_PANEL / RSI_SPLIT_SIDE
 };
+
+static const double FMA_NS = 0.012, SPLIT_NS = 0.0083;   /* of a product of two numbers and the sum */
 
 enum { LSTM_GATES = 4 };
 static const int gates_of[] = {1, 3, LSTM_GATES}, width_of[] = {1, 4, 5};   /* gates; values of a unit in a row of `saved` (rnn: in y) */
@@ -62,12 +69,14 @@ typedef struct sequence {
   double  step_ns;                 /* of one step, about */
   int64_t rows, units;             /* of a block */
   int64_t row_blocks, unit_blocks;
-  bool    packed;                  /* w_hh lies in panels at w */
+  bool    packed, split;           /* w_hh lies in panels at w; in strips there */
   int64_t panel, state_ld;         /* elements of one panel; between the rows of a state that is handed on */
+  int64_t gate_runs, strip;        /* with strips: runs of one gate; elements of a strip */
   size_t  room_bytes, weight_bytes, vector_bytes, state_bytes;   /* parts of the scratch; two states */
   char   *state[2];
   char   *room;                    /* of the products, one for each block; packed: the tile */
-  const char *w;                   /* w_hh or its copy, with strides */
+  size_t  tile_bytes;
+  const char *w_hh, *w;            /* w_hh; it or its copy, with strides */
   int64_t wrs, wcs;
   const char *zeros;               /* [H] */
   /* forward */
@@ -81,6 +90,7 @@ typedef struct sequence {
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
+static int64_t whole_of(int64_t n, int64_t unit) { return parts(n, unit) * unit; }
 static size_t whole(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
 /* `like` has the first dimensions of the sequence. */
@@ -102,16 +112,27 @@ static void measure(sequence *s, const rsi_call *c, int cell, const rs_tensor *l
   s->ssb = cell == RNN ? s->sb : 1;
 }
 
+/* Whether strips, which are padded, are faster than panels. */
+static bool split_pays(const sequence *s) {
+  const double h = (double)whole_of(s->H, RSI_PANEL), rows = (double)whole_of(s->B, RSI_SPLIT_SIDE);
+  return s->B >= SPLIT_ROWS && rsi_splits(s->x) && SPLIT_NS * rows * h * h < FMA_NS * (double)s->B * (double)s->H * (double)s->H;
+}
+
 /* Cuts the work; m x n x k: the product of a step for all rows and units. */
 static void cut(sequence *s, bool backward) {
-  const double mac = s->x->k->level == RSI_ISA_AVX512 ? 0.012 : s->x->k->level == RSI_ISA_AVX2 ? 0.02 : 0.05;
+  const bool slow = !backward && (s->B > FEW_ROWS || s->H < 8 * s->B);   /* would copy in every step */
+  const bool copied = s->B > 1 && s->T >= STEPS_WORTH_A_COPY && (slow || s->T * s->B >= ROWS_WORTH_A_COPY);
+  s->packed = copied && s->cell == LSTM && s->dtype == RS_F32;
+  s->split = s->packed && split_pays(s);
+  const double mac = s->split ? SPLIT_NS : s->x->k->level == RSI_ISA_AVX512 ? FMA_NS : s->x->k->level == RSI_ISA_AVX2 ? 0.02 : 0.05;
+  const int64_t unit = s->split ? RSI_SPLIT_SIDE : ROWS;
   const double wide = s->dtype == RS_F64 ? 2.0 : 1.0;
   const int64_t weights = s->G * s->H * (int64_t)s->item;
   s->step_ns = wide * (double)s->B * (mac * (double)s->G * (double)s->H + 3.0 * (double)s->G);
   s->rows = s->B;
   s->units = s->H;
   if (s->B >= MANY_ROWS && weights <= FEW_WEIGHT_BYTES && s->step_ns * (double)s->T > 2.0 * BLOCK_NS) {
-    s->rows = parts(parts(s->B, smaller(MOST_BLOCKS, s->B / ROWS)), ROWS) * ROWS;
+    s->rows = whole_of(parts(s->B, smaller(MOST_BLOCKS, s->B / unit)), unit);
   } else if (s->step_ns > 2.0 * BLOCK_NS && s->H >= 2 * UNITS) {
     const int64_t most = smaller(MOST_BLOCKS, (int64_t)(s->step_ns / BLOCK_NS));
     s->units = parts(parts(s->H, smaller(most, s->H / (backward ? 2 * UNITS : UNITS))), UNITS) * UNITS;
@@ -120,10 +141,14 @@ static void cut(sequence *s, bool backward) {
   s->unit_blocks = larger(parts(s->H, larger(s->units, 1)), 1);
   const int64_t n = s->unit_blocks > 1 ? s->units : backward ? s->H : s->G;
   s->room_bytes = whole(s->x->k->gemm->scratch(s->rows, n, backward ? s->G : s->H, s->item));
-  const bool slow = !backward && (s->B > FEW_ROWS || s->H < 8 * s->B);   /* would copy in every step */
-  const bool copied = s->B > 1 && s->T >= STEPS_WORTH_A_COPY && (slow || s->T * s->B >= ROWS_WORTH_A_COPY);
-  s->packed = copied && s->cell == LSTM && s->dtype == RS_F32;
-  if (s->packed) {
+  if (s->split) {
+    s->gate_runs = parts(s->H, RSI_SPLIT_DEEP);
+    s->strip = (backward ? LSTM_GATES : 1) * s->gate_runs * RSI_SPLIT_RUN;
+    s->tile_bytes = backward ? 0 : whole((size_t)(s->rows * LSTM_GATES * RSI_PANEL) * s->item);
+    s->room_bytes = s->tile_bytes + whole(s->x->k->gemm->scratch(s->rows, backward ? n : RSI_PANEL, backward ? s->G : s->H, s->item));
+    s->weight_bytes = (size_t)(rsi_panels(s->H) * (backward ? 1 : LSTM_GATES) * PANEL_STRIPS * s->strip) * sizeof(uint16_t);
+    s->state_bytes = (size_t)(parts(s->B, RSI_SPLIT_SIDE) * s->strip) * sizeof(uint16_t);
+  } else if (s->packed) {
     s->panel = rsi_panel_size(backward ? s->G : s->H, false);
     s->room_bytes = backward ? 0 : whole((size_t)(s->rows * LSTM_GATES * RSI_PANEL) * s->item);
     s->weight_bytes = (size_t)(rsi_panels(s->H) * (backward ? 1 : LSTM_GATES) * s->panel) * s->item;
@@ -142,6 +167,20 @@ static size_t scratch_of(const sequence *s) {
 
 typedef struct packing { const sequence *s; const float *w; float *to; bool backward; } packing;
 
+/* The strips of the same units. Backward, each gate has runs of its own. */
+static void pack_strips(const packing *j, int64_t u) {
+  const sequence *const s = j->s;
+  const int64_t H = s->H, gate = s->gate_runs * RSI_SPLIT_RUN;
+  uint16_t *to = (uint16_t *)(void *)j->to + u / RSI_SPLIT_SIDE * LSTM_GATES * gate;
+  for (int64_t at = 0; at < LSTM_GATES * PANEL_STRIPS; at++, to += gate) {
+    const int64_t q = j->backward ? at % LSTM_GATES : at / PANEL_STRIPS, half = j->backward ? at / LSTM_GATES : at % PANEL_STRIPS;
+    const int64_t i = u + half * RSI_SPLIT_SIDE;
+    const int64_t n = larger(0, smaller(RSI_SPLIT_SIDE, H - i));
+    if (j->backward) s->x->k->split_strips->columns(n, H, j->w + q * H * H + i, H, 1, to);
+    else s->x->k->split_strips->columns(n, H, j->w + (q * H + i) * H, 1, H, to);
+  }
+}
+
 /* Forward: the panels of 32 units, one gate after the other. Backward: the panel of 32 columns of w_hh. */
 static void pack_units(void *arg, int64_t first, int64_t last) {
   const packing *const j = arg;
@@ -149,6 +188,10 @@ static void pack_units(void *arg, int64_t first, int64_t last) {
   const rsi_k_gemm *const gemm = s->x->k->gemm;
   for (int64_t v = first; v < last; v++) {
     const int64_t u = v * RSI_PANEL, left = s->H - u;
+    if (s->split) {
+      pack_strips(j, u);
+      continue;
+    }
     if (j->backward) {
       gemm->pack_panels(0, 1, left, s->G, j->w + u, s->H, 1, false, j->to + v * s->panel);
       continue;
@@ -158,12 +201,19 @@ static void pack_units(void *arg, int64_t first, int64_t last) {
   }
 }
 
+/* Rows r0.. of what comes before `step`: n units of gate q from u on, as strips. */
+static void hand_on(const sequence *s, int64_t step, int64_t r0, int64_t r1, int64_t u, int64_t q, const float *x, int64_t ld) {
+  uint16_t *const to = (uint16_t *)(void *)s->state[step % 2] + r0 / RSI_SPLIT_SIDE * s->strip;
+  s->x->k->split_strips->rows(r1 - r0, smaller(RSI_PANEL, s->H - u), x, ld, to + (q * s->gate_runs + u / RSI_SPLIT_DEEP) * RSI_SPLIT_RUN,
+                              s->strip);
+}
+
 /* Lays out the scratch. Returns the place of the bias; what is between it and u is zero. */
 static char *lay_out(sequence *s, const rs_tensor *w, bool backward, char *scratch) {
   char *at = scratch;
   s->room = at;
   at += s->room_bytes * (size_t)(s->row_blocks * s->unit_blocks);
-  s->w = w->data;
+  s->w = s->w_hh = w->data;
   s->wrs = backward ? s->H : 1, s->wcs = backward ? 1 : s->H;
   if (s->packed) {
     packing j = {s, w->data, (float *)(void *)at, backward};
@@ -171,6 +221,8 @@ static char *lay_out(sequence *s, const rs_tensor *w, bool backward, char *scrat
     s->w = at;
     at += s->weight_bytes;
     for (int i = 0; i < 2; i++, at += s->state_bytes) s->state[i] = at;
+    for (int64_t u = 0; s->split && s->h0 && u < s->H; u += RSI_PANEL)
+      hand_on(s, 0, 0, s->B, u, 0, (const float *)(const void *)s->h0 + u, s->H);
   } else if (s->weight_bytes) {
     const int64_t columns = backward ? s->H : s->G, ld = columns + PAD;
     if (!backward) s->k->transpose(s->G, s->H, w->data, s->H, at, ld);
@@ -253,6 +305,8 @@ static inline __attribute__((always_inline)) void fetch_rows(const sequence *s, 
   }
 }
 
+static bool ends_strip(const block *b, int64_t r) { return (r + 1) % RSI_SPLIT_SIDE == 0 || r + 1 == b->r1; }
+
 /* ---- forward --------------------------------------------------------------------------------------------------------- */
 
 /* c (+)= state x w_hh^T for the columns of the block's units in every gate */
@@ -266,17 +320,39 @@ static void state_product(const sequence *s, const block *b, const char *state, 
     multiply(s, m, n, s->H, state, ars, offset(s, s->w, at * s->wcs), beta, offset(s, c, at), ldc, b->room);
 }
 
-/* A step of lstm with w_hh in panels. */
+/* `pieces` pieces of n elements, `step` elements apart, of rows ld elements apart: memory that the sweep needs. */
+static rsi_soon soon(const sequence *s, const block *b, const char *at, int64_t ld, int64_t pieces, int64_t step, int64_t n) {
+  const int64_t item = (int64_t)s->item;
+  return (rsi_soon){at, b->r1 - b->r0, ld * item, pieces, step * item, parts(n * item, 64)};
+}
+
+/* The same for the four gates of units u.. with w_hh in strips. `state` is as it lies. */
+static void strip_product(const sequence *s, const block *b, int64_t step, int64_t t, int64_t u, const char *state, int64_t ars) {
+  const int64_t m = b->r1 - b->r0, width = LSTM_GATES * RSI_PANEL, n = smaller(RSI_PANEL, s->H - u);
+  const uint16_t *const rows = (const uint16_t *)(const void *)s->state[step % 2] + b->r0 / RSI_SPLIT_SIDE * s->strip;
+  const uint16_t *const columns = (const uint16_t *)(const void *)s->w + u / RSI_SPLIT_SIDE * LSTM_GATES * s->strip;
+  const rsi_soon list[] = {
+    soon(s, b, offset(s, s->sums, sums_row(s, t, b->r0) * s->S + u), s->ssb * s->S, LSTM_GATES + 1, s->H, n),
+    soon(s, b, offset(s, s->y, row_of(s, t, b->r0) * s->H + u), s->sb * s->H, 1, 0, n)};
+  if (s->x->k->split_strips->product(m, width, s->gate_runs, rows, columns, b->room, width, list, 2)) return;
+  const float *const w = (const float *)(const void *)s->w_hh;
+  for (int64_t q = 0; q < LSTM_GATES; q++)
+    s->x->k->gemm->sgemm(m, n, s->H, (const float *)(const void *)state, ars, 1, w + (q * s->H + u) * s->H, 1, s->H, 0,
+                         (float *)b->room + q * RSI_PANEL, width, (char *)b->room + s->tile_bytes);
+}
+
+/* A step of lstm with w_hh in panels or strips. */
 static void packed_step(const sequence *s, int64_t step, const block *b) {
   const int64_t t = s->reverse ? s->T - 1 - step : step, before = s->reverse ? t + 1 : t - 1, H = s->H, m = b->r1 - b->r0;
   const int64_t first = b->u0 / RSI_PANEL, count = rsi_panels(b->u1) - first, width = LSTM_GATES * RSI_PANEL;
-  const char *state = step > 0 ? s->state[step % 2] : s->h0;
-  const int64_t stride = step > 0 ? s->state_ld : H;
+  const char *state = step == 0 ? s->h0 : s->split ? offset(s, s->y, row_of(s, before, 0) * H) : s->state[step % 2];
+  const int64_t stride = step == 0 ? H : s->split ? s->sb * H : s->state_ld;
   char *const next = s->state[(step + 1) % 2];
   for (int64_t i = 0; i < count; i++) {
     const int64_t v = first + (step % 2 ? count - 1 - i : i), u = v * RSI_PANEL, n = smaller(RSI_PANEL, H - u);
-    fetch_rows(s, b, t, u, n);
-    if (state)
+    if (!state || !s->split) fetch_rows(s, b, t, u, n);
+    if (state && s->split) strip_product(s, b, step, t, u, offset(s, state, b->r0 * stride), stride);
+    else if (state)
       s->x->k->gemm->panels(m, width, H, (const float *)(const void *)offset(s, state, b->r0 * stride), stride,
                             (const float *)(const void *)offset(s, s->w, v * LSTM_GATES * s->panel), b->room, width, NULL, 0, 0);
     for (int64_t r = b->r0; r < b->r1; r++) {
@@ -285,7 +361,11 @@ static void packed_step(const sequence *s, int64_t step, const block *b) {
                            : s->c0 ? offset(s, s->c0, r * H + u) : s->zeros;
       s->k->lstm(n, H, sums, state ? offset(s, b->room, (r - b->r0) * width) : s->zeros, state ? RSI_PANEL : 0,
                  offset(s, s->bias, u), c0, offset(s, sums, 4 * H), h);
-      memcpy(offset(s, next, r * s->state_ld + u), h, (size_t)n * s->item);
+      if (!s->split) memcpy(offset(s, next, r * s->state_ld + u), h, (size_t)n * s->item);
+      else if (ends_strip(b, r)) {
+        const int64_t r0 = r / RSI_SPLIT_SIDE * RSI_SPLIT_SIDE;
+        hand_on(s, step + 1, r0, r + 1, u, 0, (const float *)(const void *)offset(s, s->y, row_of(s, t, r0) * H + u), s->sb * H);
+      }
     }
   }
 }
@@ -402,6 +482,30 @@ static rs_status forward_run(const rsi_call *c, int cell) {
 
 /* ---- backward -------------------------------------------------------------------------------------------------------- */
 
+/* dh of the block = gradients of the sums x w_hh, which is in strips. d: they as they lie. */
+static void strip_gradients(const sequence *s, const block *b, int64_t step, int64_t t, const char *d) {
+  const int64_t m = b->r1 - b->r0, n = b->u1 - b->u0;
+  const uint16_t *const rows = (const uint16_t *)(const void *)s->state[step % 2] + b->r0 / RSI_SPLIT_SIDE * s->strip;
+  const uint16_t *const columns = (const uint16_t *)(const void *)s->w + b->u0 / RSI_SPLIT_SIDE * s->strip;
+  float *const dh = (float *)(void *)offset(s, s->dh, b->r0 * s->H + b->u0);
+  const int64_t at = row_of(s, t, b->r0);
+  const rsi_soon list[] = {
+    soon(s, b, offset(s, s->sums, sums_row(s, t, b->r0) * s->S + b->u0), s->ssb * s->S, LSTM_GATES + 1, s->H, n),
+    soon(s, b, offset(s, s->du, at * s->G + b->u0), s->sb * s->G, LSTM_GATES, s->H, n),
+    soon(s, b, offset(s, s->gy ? s->gy : s->sums, at * s->H + b->u0), s->sb * s->H, 1, 0, n)};
+  if (!s->x->k->split_strips->product(m, n, LSTM_GATES * s->gate_runs, rows, columns, dh, s->H, list, step == s->T ? 0 : s->gy ? 3 : 2))
+    s->x->k->gemm->sgemm(m, n, s->G, (const float *)(const void *)d, s->sb * s->G, 1, (const float *)(const void *)s->w_hh + b->u0, s->H, 1,
+                         0, dh, s->H, b->room);
+}
+
+/* The gradients of the sums of step t for the block's units, and the rows of a strip up to r. */
+static void hand_on_gradients(const sequence *s, const block *b, int64_t step, int64_t t, int64_t r) {
+  const int64_t r0 = r / RSI_SPLIT_SIDE * RSI_SPLIT_SIDE;
+  const float *const d = (const float *)(const void *)offset(s, s->du, row_of(s, t, r0) * s->G);
+  for (int64_t q = 0; q < LSTM_GATES; q++)
+    for (int64_t u = b->u0; u < b->u1; u += RSI_PANEL) hand_on(s, step, r0, r + 1, u, q, d + q * s->H + u, s->sb * s->G);
+}
+
 /*
 ** Steps run from the last one back. dh holds what the steps after gave to h of this one, dc to c; after the last step of all
 ** they are the gradients of h0 and c0. Step T only takes the product that reaches h0.
@@ -409,8 +513,10 @@ static rs_status forward_run(const rsi_call *c, int cell) {
 static void backward_step(const sequence *s, int64_t step, const block *b) {
   const int64_t t = s->reverse ? step : s->T - 1 - step, after = s->reverse ? t - 1 : t + 1, before = s->reverse ? t + 1 : t - 1;
   const int64_t H = s->H, n = b->u1 - b->u0;
-  if (s->packed && n <= 8 * RSI_PANEL && step < s->T) fetch_rows(s, b, t, b->u0, n);
-  if (step > 0 && s->packed)
+  if (s->packed && n <= 8 * RSI_PANEL && step < s->T && !(s->split && step > 0)) fetch_rows(s, b, t, b->u0, n);
+  if (step > 0 && s->split)
+    strip_gradients(s, b, step, t, offset(s, s->du, row_of(s, after, b->r0) * s->G));
+  else if (step > 0 && s->packed)
     s->x->k->gemm->panels(b->r1 - b->r0, n, s->G, (const float *)(const void *)offset(s, s->state[step % 2], b->r0 * s->state_ld),
                           s->state_ld, (const float *)(const void *)offset(s, s->w, b->u0 / RSI_PANEL * s->panel),
                           (float *)(void *)offset(s, s->dh, b->r0 * H + b->u0), H, NULL, 0, 0);
@@ -433,8 +539,9 @@ static void backward_step(const sequence *s, int64_t step, const block *b) {
       const char *const c0 = step + 1 < s->T ? offset(s, s->sums, earlier * s->S + 4 * H + b->u0)
                            : s->c0 ? offset(s, s->c0, r * H + b->u0) : s->zeros;
       s->k->lstm_grad(n, H, sums, c0, offset(s, sums, 4 * H), dh, gy, offset(s, s->dc, r * H + b->u0), du);
-      for (int64_t q = 0; s->packed && q < LSTM_GATES; q++)
+      for (int64_t q = 0; s->packed && !s->split && q < LSTM_GATES; q++)
         memcpy(offset(s, s->state[(step + 1) % 2], r * s->state_ld + q * H + b->u0), offset(s, du, q * H), (size_t)n * s->item);
+      if (s->split && ends_strip(b, r)) hand_on_gradients(s, b, step + 1, t, r);
     }
   }
 }
@@ -681,6 +788,9 @@ static const rsi_sample lstm_samples[] = {
   {"f5x0x4,f28x4,f28x7,f28,f28", NULL, 0, 0},
   {"f1x1x4,f28x4,f28x7,f28,f28,f1x1x7,f1x1x7", NULL, 0, 0},
   {"f9x37x5,f132x5,f132x33@-0.2:0.2,f132,f132,f1x37x33,f1x37x33", &backwards, 0, 1},
+  {"f5x29x5,f244x5,f244x61@-0.2:0.2,f244,f244,f1x29x61,f1x29x61", &backwards, 0, 1},   /* from here on by split tiles in f32 */
+  {"f57x5x5,f240x5,f240x60@-0.2:0.2", &batch_first, 0, 1},
+  {"f4x31x3,f760x3,f760x190@-0.1:0.1,-,f760,f1x31x190", NULL, 0, 1},
   {NULL, NULL, 0, 0}};
 /* No second derivative. */
 static const rsi_sample rnn_backward_samples[] = {
@@ -701,6 +811,9 @@ static const rsi_sample lstm_backward_samples[] = {
   {"f28x7,f0x3x35@0.1:0.9,f0x3x7,f1x3x7,f1x3x7,f1x3x7", NULL, 0, 1},
   {"f28x7,f1x35@0.1:0.9,f1x7,-,f1x7", &batch_first, 0, 1},
   {"f132x33@-0.2:0.2,f9x37x165@0.1:0.9,f9x37x33", &backwards, 0, 1},
+  {"f244x61@-0.2:0.2,f5x29x305@0.1:0.9,f5x29x61", &backwards, 0, 1},   /* from here on by split tiles in f32 */
+  {"f240x60@-0.2:0.2,f57x5x300@0.1:0.9,f57x5x60,f1x57x60,f1x57x60,f1x57x60", &batch_first, 0, 1},
+  {"f760x190@-0.1:0.1,f4x31x950@0.1:0.9,f4x31x190", NULL, 0, 1},
   {NULL, NULL, 0, 0}};
 
 const rs_op rsi_op_rnn = {

@@ -6,18 +6,22 @@
 #include "ops/split_wgrad.h"
 #include "ops/split_product.h"
 #include "base/lanes.h"
-#include <string.h>
+#include <math.h>
 
 enum {
   SPLIT_BYTES = 1536 * 1024,     /* of split pixels of a task, at most, if possible */
-  MOST_BLOCKS = 8,               /* of a task, of filters and of channels */
-  MOST_TASKS = 8                 /* that differ in their rows */
+  MOST_FILTERS = 16, MOST_CHANNELS = 8,   /* blocks of a task */
+  BANDS = 8,                     /* members of an image, as a multiple of what fills a group */
+  MOST_TASKS = 8                 /* that pixels are cut into smaller slices for */
 };
 
-/* Cycles, measured: products of four pairs of tiles; sums of a chain of products; splitting a pixel of 32 members; sums to the result. */
-static const double RUN = 470, CHAIN = 350, SPLIT_X = 600, SPLIT_Y = 900, SUM = 2, TASK = 3e6;
-/* Of a multiplication and addition by oneDNN, and a weight brought back from its points. */
-static const double WINOGRAD = 0.0165, FEW = 0.15, POINTS = 3, DIRECT = 0.042;
+/*
+** Cycles, measured: products of four pairs of tiles; sums of a chain of products; splitting a pixel of 32 members; a sum brought to the
+** result; and those of a slice that is worth it.
+*/
+static const double RUN = 470, CHAIN = 350, SPLIT_X = 600, SPLIT_Y = 900, SUM = 2, TASK = 5e6;
+/* Of a multiplication and addition by oneDNN, in a 1x1 convolution, more with few channels; and of a weight that Winograd brings back. */
+static const double WINOGRAD = 0.0182, DIRECT = 0.045, POINT = 0.042, FEW = 0.15, WEIGHT = 3;
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -48,8 +52,8 @@ static int64_t even_part(int64_t blocks, int64_t parts) {
   return parts > 1 ? each + each % 2 : each;
 }
 
-/* The plan with these bands; its cycles tell how good it is. */
-static plan with_bands(const rsi_conv_shape *s, int64_t bands_h, int64_t bands_w) {
+/* The plan with these bands and at most so many blocks of channels in a task; its cycles tell how good it is. */
+static plan plan_of(const rsi_conv_shape *s, int64_t bands_h, int64_t bands_w, int64_t blocks) {
   plan p = {.s = {.n = s->n, .in = divide_up(s->c, RSI_SIDE), .out = divide_up(s->o, RSI_SIDE), .h = s->h, .w = s->w, .oh = s->oh,
                   .ow = s->ow, .kh = s->kh, .kw = s->kw, .before_h = s->ph, .before_w = s->pw, .bands_h = bands_h, .bands_w = bands_w}};
   rsi_split_wgrad *const g = &p.s;
@@ -59,7 +63,7 @@ static plan with_bands(const rsi_conv_shape *s, int64_t bands_h, int64_t bands_w
   g->step_h = s->sh / g->unit_h, g->step_w = s->sw / g->unit_w;
   g->tap_h = s->kh == 1 ? 0 : s->dh / g->unit_h, g->tap_w = s->kw == 1 ? 0 : s->dw / g->unit_w;
   g->win_h = (g->rows - 1) * g->step_h + (s->kh - 1) * g->tap_h + 1, g->win_w = (g->columns - 1) * g->step_w + (s->kw - 1) * g->tap_w + 1;
-  p.o_tasks = divide_up(g->out, MOST_BLOCKS), p.i_tasks = divide_up(g->in, MOST_BLOCKS);
+  p.o_tasks = divide_up(g->out, MOST_FILTERS), p.i_tasks = divide_up(g->in, blocks);
   p.o_each = even_part(g->out, p.o_tasks), p.i_each = even_part(g->in, p.i_tasks);
   p.o_tasks = divide_up(g->out, p.o_each), p.i_tasks = divide_up(g->in, p.i_each);
 
@@ -95,13 +99,17 @@ static plan with_bands(const rsi_conv_shape *s, int64_t bands_h, int64_t bands_w
 static plan make_plan(const rsi_conv_call *k) {
   rsi_conv_shape s = k->s;
   if (s.kh == 1 && s.kw == 1 && s.sh == 1 && s.sw == 1 && s.ph == 0 && s.pw == 0) s.w *= s.h, s.ow *= s.oh, s.h = s.oh = 1;
-  plan best = with_bands(&s, 1, 1);
-  const int64_t full = 8 * divide_up(RSI_DEEP, s.n);
-  for (int64_t down = 1; down <= least(full, s.oh); down++)
-    for (int64_t across = down == 1 ? 2 : 1; down * across <= full && across <= s.ow; across++) {
-      const plan p = with_bands(&s, down, across);
-      if (p.cycles < best.cycles) best = p;
-    }
+  static const uint8_t counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 64};
+  const int n = (int)(sizeof counts / sizeof *counts);
+  const int64_t most_bands = BANDS * divide_up(RSI_DEEP, s.n);
+  plan best = {.cycles = (double)INFINITY};
+  for (int i = 0; i < n && counts[i] <= s.oh; i++)
+    for (int j = 0; j < n && counts[j] <= s.ow && counts[i] * counts[j] <= most_bands; j++)
+      for (int64_t blocks = MOST_CHANNELS; blocks >= MOST_CHANNELS / 2; blocks /= 2) {
+        const plan p = plan_of(&s, counts[i], counts[j], blocks);
+        if (p.cycles < best.cycles) best = p;
+        if (p.s.in <= MOST_CHANNELS / 2) break;
+      }
   return best;
 }
 
@@ -110,7 +118,8 @@ static double others(const rsi_conv_shape *s) {
   const double weights = (double)(s->c * s->o * s->kh * s->kw), work = weights * (double)(s->n * s->oh * s->ow);
   const bool winograd = s->kh == 3 && s->kw == 3 && s->sh == 1 && s->sw == 1 && s->dh == 1 && s->dw == 1 && s->ph <= 1 && s->pw <= 1 &&
                         s->c >= 32 && s->o >= 32 && s->c % 16 == 0 && s->o % 16 == 0 && s->n * divide_up(s->oh, 4) * divide_up(s->ow, 4) >= 32;
-  return winograd ? work * (WINOGRAD + FEW / (double)s->c + FEW / (double)s->o) + weights * POINTS : work * DIRECT;
+  if (s->kh * s->kw == 1) return work * POINT;
+  return work * ((winograd ? WINOGRAD : DIRECT) + FEW / (double)s->c + FEW / (double)s->o) + (winograd ? weights * WEIGHT : 0);
 }
 
 bool rsi_split_wgrad_accepts(const rsi_exec *x, const rsi_conv_call *k) {
@@ -118,7 +127,7 @@ bool rsi_split_wgrad_accepts(const rsi_exec *x, const rsi_conv_call *k) {
   if (!rsi_splits(x) || x->k->split_wgrad->sum == NULL || k->kind != RSI_CONV_WEIGHT) return false;
   if (k->x_dtype != RS_F32 || k->y_dtype != RS_F32 || k->x_block != RSI_SIDE || k->y_block != RSI_SIDE || s->groups != 1) return false;
   if (s->n == 0 || s->c == 0 || s->o == 0 || s->h * s->w == 0 || s->oh * s->ow == 0 || s->kh * s->kw == 0) return false;
-  return make_plan(k).cycles < 1000 * others(s);
+  return make_plan(k).cycles < others(s);
 }
 
 /* ---- a run --------------------------------------------------------------------------------------------------------------- */
