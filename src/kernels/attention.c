@@ -1,6 +1,7 @@
 /* Loops of attention: attention_loops.h for f32 and for f64. */
 #include "kernels/attention.h"
 #include "kernels/isa.h"
+#include "kernels/attention_amx.h"
 #include "kernels/row.h"
 #include "kernels/vmath.h"
 
@@ -23,4 +24,4 @@
 #include "kernels/attention_loops.h"
 
 extern const rsi_k_attention RSI_ISA(rsi_k_attention);
-const rsi_k_attention RSI_ISA(rsi_k_attention) = {.of = {&attention_loops_f32, &attention_loops_f64}};
+const rsi_k_attention RSI_ISA(rsi_k_attention) = {.of = {&attention_loops_f32, &attention_loops_f64}, .tiles = &RSI_ISA(rsi_attention_tiles)};

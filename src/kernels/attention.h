@@ -43,6 +43,9 @@ typedef struct rsi_attention_loops {
   void (*transpose)(int64_t rows, int64_t columns, const void *from, int64_t rs, int64_t cs, void *to, int64_t ldt);
 } rsi_attention_loops;
 
-typedef struct rsi_k_attention { const rsi_attention_loops *of[2]; } rsi_k_attention;
+typedef struct rsi_k_attention {
+  const rsi_attention_loops *of[2];
+  const struct rsi_attention_tiles *tiles;   /* kernels/attention_amx.h */
+} rsi_k_attention;
 
 #endif

@@ -11,6 +11,7 @@
 #if RSI_ISA_LEVEL == 2
 #include "kernels/bf16.h"
 #include "kernels/row.h"
+#include "kernels/tiles.h"
 #include <immintrin.h>
 
 #define AMX __attribute__((target("amx-tile,amx-bf16")))
@@ -21,13 +22,6 @@ enum { ROWS = RSI_AMX_ROWS, RUN = RSI_AMX_DEEP, DEEP = 512, SIDE = RSI_PANEL, PA
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- tiles ----------------------------------------------------------------------------------------------------------- */
-
-/* All eight tiles have 16 rows of 64 bytes. */
-typedef struct config {
-  uint8_t  palette, start, reserved[14];
-  uint16_t bytes[16];
-  uint8_t  rows[16];
-} config;
 
 /*
 ** s: [32 or 16 rows, 32] (+)= a x b over `runs` runs of 32. a0, a1: blocks of 16 rows; b: 16 rows of PANEL_ROW elements for each
@@ -153,11 +147,24 @@ static void put(const rsi_amx *j, int64_t row, int64_t column, int64_t m, int64_
 /* What was summed and is not yet in c: it goes there while the tiles are at work on the next part. */
 typedef struct waiting { float *s; int64_t row, column, m, n; } waiting;
 
+/* Asks for the lines of c: [m, n] at (row, column), which will be written. */
+static void ask_c(const rsi_amx *j, int64_t row, int64_t column, int64_t m, int64_t n) {
+  const size_t item = j->c_bf16 ? 2 : 4;
+  const char *c = (const char *)j->c + (size_t)(row * j->ldc + column) * item;
+  for (int64_t i = 0; i < m; i++, c += (size_t)j->ldc * item)
+    for (size_t at = 0; at < (size_t)n * item; at += 64) __builtin_prefetch(c + at, 1, 2);
+}
+
+/* Asks for `runs` runs of blocks i and i + 1 of a. */
+static void ask_a(const rsi_amx *j, int64_t i, int64_t end, int64_t r, int64_t runs) {
+  for (int64_t b = i; b < smaller(i + 2, end); b++)
+    for (int64_t p = r; p < r + runs; p++)
+      for (int64_t q = 0; q < ROWS; q++) __builtin_prefetch(j->a + b * j->a_block + p * j->a_run + q * j->a_row, 0, 2);
+}
+
 AMX static void block(const rsi_amx *j, int64_t row, int64_t rows, int64_t first, int64_t last) {
   _Alignas(64) float sums[(RSI_AMX_BLOCK + 2 * ROWS) * SIDE];
-  config tiles = {.palette = 1};
-  for (int i = 0; i < 8; i++) tiles.bytes[i] = 64, tiles.rows[i] = ROWS;
-  _tile_loadconfig(&tiles);
+  rsi_tiles_begin();
   const int64_t size = rsi_panel_size(j->k, true), runs = (j->k + RUN - 1) / RUN, blocks = (j->m + ROWS - 1) / ROWS;
   const int64_t begin = row / ROWS, end = begin + (rows + ROWS - 1) / ROWS, most = smaller(end * ROWS, j->m);
   int64_t turn = 0;
@@ -177,6 +184,8 @@ AMX static void block(const rsi_amx *j, int64_t row, int64_t rows, int64_t first
           if (i + h == blocks - 1 && j->a_last != NULL) a[h] = j->a_last, line[h] = RUN, run[h] = ROWS * RUN;
           a[h] += r * run[h];
         }
+        if (p == first && i + 2 < end) ask_a(j, i + 2, j->a_last ? smaller(end, blocks - 1) : end, r, some);
+        if (r + some >= runs) ask_c(j, i * ROWS, p * SIDE, smaller(2 * ROWS, most - i * ROWS), smaller(SIDE, j->n - p * SIDE));
         multiply(some, a[0], line[0], run[0], a[1], line[1], run[1], panel + r * ROWS * PANEL_ROW, r > 0, s);
         if (last_one.s != NULL) put(j, last_one.row, last_one.column, last_one.m, last_one.n, last_one.s);
         last_one.s = NULL;

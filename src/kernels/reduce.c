@@ -3,6 +3,7 @@
 ** Float sums and extremes are written with vectors of one register; everything else is plain loops per element type.
 */
 #include "kernels/reduce.h"
+#include "kernels/bf16.h"
 #include "kernels/isa.h"
 #include <math.h>
 #include <string.h>
@@ -10,7 +11,7 @@
 enum {
   BLOCK = 4096,   /* elements of a row that are summed in the element type */
   ROWS  = 64,     /* rows of columns that are summed in the element type */
-  LINE  = 64      /* columns that the variance takes at a time */
+  LINE  = 64      /* columns that the variance and sums of bf16 take at a time */
 };
 
 /* ---- moments --------------------------------------------------------------------------------------------------------- */
@@ -291,6 +292,40 @@ static void truth_finish(void *out, void *second, const void *acc, int64_t n, do
   memcpy(out, acc, (size_t)n);
 }
 
+/* ---- bf16: only sums, in f32; programs alone reduce it as it is -------------------------------------------------------- */
+
+static void sum_row_bf16(void *acc, const void *p, int64_t n, int64_t stride, int64_t pos) {
+  enum { SPAN = 256 };
+  const uint16_t *x = p;
+  float part[SPAN];
+  for (; n > 0; n -= SPAN, x += SPAN * stride) {
+    const int64_t count = n < SPAN ? n : SPAN;
+    for (int64_t i = 0; i < count; i++) part[i] = rsi_from_bf16(x[i * stride]);
+    sum_row_f32(acc, part, count, 1, pos);
+  }
+}
+
+static void sum_cols_bf16(void *acc, const void *p, int64_t rows, int64_t n, int64_t stride, int64_t pos) {
+  double *const to = acc;
+  (void)pos;
+  for (int64_t first = 0; first < rows; first += ROWS) {
+    const uint16_t *const x = (const uint16_t *)p + first * stride;
+    const int64_t count = rows - first < ROWS ? rows - first : ROWS;
+    for (int64_t j = 0; j < n; j += LINE) {
+      float sum[LINE] = {0};
+      const int width = n - j < LINE ? (int)(n - j) : LINE;
+      for (int64_t r = 0; r < count; r++) {
+        const uint16_t *const y = x + r * stride + j;
+        if (width == LINE)
+          for (int l = 0; l < LINE; l++) sum[l] += rsi_from_bf16(y[l]);
+        else
+          for (int l = 0; l < width; l++) sum[l] += rsi_from_bf16(y[l]);
+      }
+      for (int l = 0; l < width; l++) to[j + l] += (double)sum[l];
+    }
+  }
+}
+
 /* ---- the table ------------------------------------------------------------------------------------------------------- */
 
 #define FLOAT_SUM_FOLD(tag) {8, zero_double, sum_row_##tag, sum_cols_##tag, add_double, sum_finish_##tag}
@@ -312,7 +347,8 @@ static void truth_finish(void *out, void *second, const void *acc, int64_t n, do
 extern const rsi_k_reduce RSI_ISA(rsi_k_reduce);
 const rsi_k_reduce RSI_ISA(rsi_k_reduce) = {
   .sum = {[RS_F32] = FLOAT_SUM_FOLD(f32), [RS_F64] = FLOAT_SUM_FOLD(f64), [RS_I64] = INT_SUM_FOLD(i64),
-          [RS_I32] = INT_SUM_FOLD(i32), [RS_U8] = INT_SUM_FOLD(u8), [RS_BOOL] = INT_SUM_FOLD(u8)},
+          [RS_I32] = INT_SUM_FOLD(i32), [RS_U8] = INT_SUM_FOLD(u8), [RS_BOOL] = INT_SUM_FOLD(u8),
+          [RS_BF16] = {8, zero_double, sum_row_bf16, sum_cols_bf16, add_double, sum_finish_f32}},
   .max = EACH_VALUE(max),
   .min = EACH_VALUE(min),
   .max_at = EACH_AT(max),

@@ -23,9 +23,9 @@ typedef struct rsi_fold {
 
 enum { RSI_FOLD_MAX_ACC = 24 };   /* the largest accumulator */
 
-/* Indexed by dtype; entries of bf16 and f16 are empty (those calls are made in f32). */
+/* Indexed by dtype; entries of bf16 and f16 are empty (those calls are made in f32), but for the sum of bf16, which programs use. */
 typedef struct rsi_k_reduce {
-  rsi_fold sum[RS_DTYPES];        /* f32 -> f32, f64 -> f64, others -> i64; param: what the sum is divided by (floats only) */
+  rsi_fold sum[RS_DTYPES];        /* f32, bf16 -> f32, f64 -> f64, others -> i64; param: what the sum is divided by (floats only) */
   rsi_fold max[RS_DTYPES], min[RS_DTYPES];                        /* NaN wins */
   rsi_fold max_at[RS_DTYPES], min_at[RS_DTYPES];                  /* second: the first position, i64; param: its base */
   rsi_fold any[RS_DTYPES], all[RS_DTYPES];                        /* -> bool */

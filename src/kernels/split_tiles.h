@@ -22,6 +22,7 @@
 enum { RSI_SIDE = 16, RSI_DEEP = 32, RSI_TILE = 512, RSI_PARTS = 3, RSI_RUN = RSI_PARTS * RSI_TILE };   /* elements */
 
 #if RSI_ISA_LEVEL == 2
+#include "kernels/tiles.h"
 #include <immintrin.h>
 #include <string.h>
 
@@ -101,19 +102,6 @@ RSI_TILES_IN void rsi_put_run(const __m512 x[RSI_SIDE], const __m512 y[RSI_SIDE]
 }
 
 /* ---- products -------------------------------------------------------------------------------------------------------- */
-
-typedef struct rsi_tile_config {
-  uint8_t  palette, start, reserved[14];
-  uint16_t bytes[16];
-  uint8_t  rows[16];
-} rsi_tile_config;
-
-/* Before the first product of a task; _tile_release() after the last. */
-RSI_TILES_IN void rsi_tiles_begin(void) {
-  rsi_tile_config tiles = {.palette = 1};
-  for (int i = 0; i < 8; i++) tiles.bytes[i] = 64, tiles.rows[i] = RSI_SIDE;
-  _tile_loadconfig(&tiles);
-}
 
 /* Where a run of a lies: rows of tile h at a[h] + offset(r) + i * row, r counted from 0. */
 typedef struct rsi_split_a {

@@ -12,23 +12,20 @@
 ** Work is shared out by heads; where these are few, also by groups of rows. In the gradient each group sums dk and dv on its own,
 ** and the sums are added in their order. Both follow from the shape alone.
 */
-#include "ops/op.h"
+#include "ops/attention_amx.h"
 #include <math.h>
 #include <string.h>
 
-#define ATTENTION_ATTRS(F, T)                                                                                               \
-  F(T, FLOAT, dropout_p, 0, 0, 1, NULL, "probability that a weight becomes zero")                                           \
-  F(T, BOOL, is_causal, 0, 0, 1, NULL, "row i takes columns up to i only")                                                  \
-  F(T, FLOAT, scale, 0, -RSI_BIG, RSI_BIG, NULL, "factor of the products; 0: 1 / sqrt(size of the last dimension)")
-RSI_ATTRS(scaled_dot_product_attention, ATTENTION_ATTRS)
+RSI_ATTRS(scaled_dot_product_attention, RSI_ATTENTION_ATTRS)
 typedef scaled_dot_product_attention_attrs attention_attrs;
 
 #define BACKWARD_ATTRS(F, T)                                                                                                \
-  ATTENTION_ATTRS(F, T)                                                                                                     \
-  F(T, BOOL, mask_grad, 0, 0, 1, NULL, "the gradient of the mask is wanted too")
+  RSI_ATTENTION_ATTRS(F, T)                                                                                                 \
+  F(T, BOOL, mask_grad, 0, 0, 1, NULL, "the gradient of the mask is wanted too")                                            \
+  F(T, DTYPE, dtype, -1, -1, RS_DTYPES - 1, NULL, "the dtype of the gradients; not given: that of q")
 RSI_ATTRS(attention_backward, BACKWARD_ATTRS)
 
-enum { Q, K, V, MASK };
+enum { Q = RSI_ATTENTION_Q, K = RSI_ATTENTION_K, V = RSI_ATTENTION_V, MASK = RSI_ATTENTION_MASK };
 
 enum {
   ROWS = 64, CAUSAL_ROWS = 32,   /* of a block; causal: it computes the columns that its last row sees, so fewer rows waste less */
@@ -287,6 +284,7 @@ static void forward_plan(plan *p, const rsi_call *c) {
 
 static size_t forward_scratch(const rsi_call *c) {
   plan p;
+  if (c->in[Q]->dtype == RS_BF16) return rsi_attention_amx_scratch(c);
   forward_plan(&p, c);
   return p.slot_bytes * (size_t)p.slots;
 }
@@ -299,6 +297,7 @@ static int64_t forward_draws(const rsi_call *c) {
 
 static rs_status forward_run(const rsi_call *c) {
   plan p;
+  if (c->in[Q]->dtype == RS_BF16) return rsi_attention_amx_run(c);
   forward_plan(&p, c);
   int64_t *const state = c->out[2]->data;
   p.key_word = c->x->rng->key;
@@ -319,7 +318,10 @@ static rs_status forward_run(const rsi_call *c) {
 ** With P the weights and D = sum(g o) of a row: dv = P^T g, dP = g v^T, dS = P (dP - D), dq = scale dS k, dk = scale dS^T q. Dropout
 ** stands between P and v, so dv takes the dropped P and dP is dropped; D is the same, because o contains the dropout.
 */
-enum { IN_G, IN_Q, IN_K, IN_V, IN_O, IN_LSE, IN_STATE, IN_MASK };
+enum {
+  IN_G = RSI_ATTENTION_BACK_G, IN_Q = RSI_ATTENTION_BACK_Q, IN_K = RSI_ATTENTION_BACK_K, IN_V = RSI_ATTENTION_BACK_V,
+  IN_O = RSI_ATTENTION_BACK_O, IN_LSE = RSI_ATTENTION_BACK_LSE, IN_STATE = RSI_ATTENTION_BACK_STATE, IN_MASK = RSI_ATTENTION_BACK_MASK
+};
 
 static void backward_rows(const plan *p, work *w, int64_t group, int64_t first, int64_t last) {
   char *dk = w->gk, *dv = w->gv;
@@ -394,11 +396,13 @@ static void backward_plan(plan *p, const rsi_call *c) {
 
 static size_t backward_scratch(const rsi_call *c) {
   plan p;
+  if (c->in[IN_Q]->dtype == RS_BF16) return rsi_attention_amx_back_scratch(c);
   backward_plan(&p, c);
   return p.slot_bytes * (size_t)p.slots + partial_bytes(&p);
 }
 
 static rs_status backward_run(const rsi_call *c) {
+  if (c->in[IN_Q]->dtype == RS_BF16) return rsi_attention_amx_back_run(c);
   const int64_t *const state = c->in[IN_STATE]->data;
   plan p;
   backward_plan(&p, c);
@@ -463,6 +467,7 @@ static rs_status forward_infer(rsi_call *c) {
   if (a->scale == 0) a->scale = size > 0 ? 1.0 / sqrt((double)size) : 1.0;
   d[1] = d[0];
   d[1].ndim--;
+  if (d[1].dtype == RS_BF16) d[1].dtype = RS_F32;
   d[0].shape[d[0].ndim - 1] = c->in[V]->shape[c->in[V]->ndim - 1];
   d[2] = (rsi_desc){.dtype = RS_I64, .ndim = 1, .shape = {2}};
   return RS_OK;
@@ -476,9 +481,9 @@ static rs_status backward_infer(rsi_call *c) {
   const int n = d.ndim;
   const int64_t tk = d.shape[n - 1], size = q->shape[q->ndim - 1];
   if (a->scale == 0) a->scale = size > 0 ? 1.0 / sqrt((double)size) : 1.0;
-  c->desc[3] = a->mask_grad ? d : (rsi_desc){.dtype = d.dtype, .ndim = 1};
   const rs_tensor *const lse = c->in[IN_LSE];
-  RSI_CHECK(lse->dtype == d.dtype && lse->ndim == n - 1 && memcmp(lse->shape, d.shape, sizeof(int64_t) * (size_t)(n - 1)) == 0,
+  c->desc[3] = a->mask_grad ? d : (rsi_desc){.dtype = lse->dtype, .ndim = 1};
+  RSI_CHECK(lse->dtype == (d.dtype == RS_BF16 ? RS_F32 : d.dtype) && lse->ndim == n - 1 && memcmp(lse->shape, d.shape, sizeof(int64_t) * (size_t)(n - 1)) == 0,
             RS_ERR_SHAPE, "lse %s must be %s", rsi_text(lse), rsi_shape_text(n - 1, d.shape));
   d.shape[n - 1] = v->shape[v->ndim - 1];
   for (int i = 0; i < 2; i++) {
@@ -488,6 +493,11 @@ static rs_status backward_infer(rsi_call *c) {
   }
   RSI_CHECK(state->dtype == RS_I64 && state->ndim == 1 && state->numel == 2, RS_ERR_ARG,
             "state is %s %s but must be the i64 [2] of the forward call", rs_dtype_name(state->dtype), rsi_text(state));
+  if (a->dtype >= 0) {
+    RSI_CHECK(a->dtype == d.dtype || (d.dtype == RS_BF16 && a->dtype == RS_F32), RS_ERR_DTYPE, "the gradients of %s inputs cannot be %s",
+              rs_dtype_name(d.dtype), rs_dtype_name((int)a->dtype));
+    d.dtype = (int)a->dtype;
+  }
   c->desc[0] = c->desc[1] = c->desc[2] = d;
   c->desc[0].shape[n - 1] = size;
   c->desc[1].shape[n - 2] = c->desc[2].shape[n - 2] = tk;
@@ -499,7 +509,7 @@ static rs_status backward_infer(rsi_call *c) {
 
 static void attention_grad(rsi_grad *g) {
   const attention_attrs *const a = rsi_attrs(g);
-  const attention_backward_attrs back = {a->dropout_p, a->is_causal, a->scale, rsi_needs(g, MASK)};
+  const attention_backward_attrs back = {a->dropout_p, a->is_causal, a->scale, rsi_needs(g, MASK), -1};
   rs_tensor *const in[8] = {rsi_gout(g, 0), rsi_in(g, Q), rsi_in(g, K), rsi_in(g, V), rsi_out(g, 0), rsi_out(g, 1), rsi_out(g, 2),
                             rsi_in(g, MASK)};
   rs_tensor *out[4] = {NULL};
@@ -508,12 +518,17 @@ static void attention_grad(rsi_grad *g) {
     if (rsi_needs(g, i)) rsi_give(g, i, out[i]);
 }
 
-static const rsi_kernel forward_kernels[] = {{"attention", RSI_PORTABLE, RSI_FLOATS, NULL, forward_scratch, forward_run}, {0}};
+/* bf16 comes from programs alone, where AMX takes the call; elsewhere it is converted. */
+static bool forward_accepts(const rsi_call *c) { return c->in[Q]->dtype != RS_BF16 || rsi_attention_amx_accepts(c); }
+static bool backward_accepts(const rsi_call *c) { return c->in[IN_Q]->dtype != RS_BF16 || rsi_attention_amx_back_accepts(c); }
+
+static const rsi_kernel forward_kernels[] = {
+  {"attention", RSI_PORTABLE, RSI_FLOATS | 1u << RS_BF16, forward_accepts, forward_scratch, forward_run}, {0}};
 static const rsi_kernel backward_kernels[] = {
-  {"attention_backward", RSI_PORTABLE, RSI_FLOATS, NULL, backward_scratch, backward_run}, {0}};
+  {"attention_backward", RSI_PORTABLE, RSI_FLOATS | 1u << RS_BF16, backward_accepts, backward_scratch, backward_run}, {0}};
 
 static const attention_attrs causal = {0, 1, 0}, scaled = {0, 0, 0.7}, dropping = {0.4, 0, 0}, all = {0.3, 1, 0.5}, dead = {1, 0, 0};
-static const attention_backward_attrs back_causal = {0, 1, 0, 0}, back_mask = {0.3, 1, 0.5, 1};
+static const attention_backward_attrs back_causal = {0, 1, 0, 0, -1}, back_mask = {0.3, 1, 0.5, 1, -1};
 
 static const rsi_sample forward_samples[] = {
   {"f2x3x5x4,f2x3x7x4,f2x3x7x6", NULL, 0, 0},

@@ -6,7 +6,8 @@
 
 #define CAT_VIEWS_ATTRS(F, T)                                                                                                \
   F(T, INT, dim, 0, 0, 7, NULL, "the dimension along which the parts follow each other")                                     \
-  F(T, BOOL, merge, 0, 0, 1, NULL, "it and the next dimension of a part are one in the result")
+  F(T, BOOL, merge, 0, 0, 1, NULL, "it and the next dimension of a part are one in the result")            \
+  F(T, DTYPE, dtype, -1, -1, RS_DTYPES - 1, NULL, "of the result: bf16 for f32 parts; not given: that of the parts")
 RSI_ATTRS(cat_views, CAT_VIEWS_ATTRS)
 
 static rs_status cat_views_infer(rsi_call *c) {
@@ -25,6 +26,11 @@ static rs_status cat_views_infer(rsi_call *c) {
       RSI_CHECK(k == dim || t->shape[k] == c->in[0]->shape[k], RS_ERR_SHAPE, "part %d %s does not fit the first, %s", i, rsi_text(t),
                 rsi_text(c->in[0]));
     d->shape[dim] += t->shape[dim];
+  }
+  if (a->dtype >= 0) {
+    RSI_CHECK(a->dtype == d->dtype || (d->dtype == RS_F32 && a->dtype == RS_BF16), RS_ERR_DTYPE, "parts of %s cannot become %s",
+              rs_dtype_name(d->dtype), rs_dtype_name((int)a->dtype));
+    d->dtype = (int)a->dtype;
   }
   if (!merge) return RS_OK;
   d->shape[dim] *= d->shape[dim + 1];
@@ -57,7 +63,8 @@ static rs_status cat_views_run(const rsi_call *c) {
     }
     if (part->numel == 0) continue;
     to += (size_t)(part->shape[dim] * there.strides[dim]) * item;
-    job j = {.row = c->x->k->elementwise->cast->copy[rsi_size_index(out->dtype)]};
+    const rsi_k_cast *const k = c->x->k->elementwise->cast;
+    job j = {.row = part->dtype == out->dtype ? k->copy[rsi_size_index(out->dtype)] : k->cast[part->dtype][out->dtype]};
     rs_tensor *const operands[2] = {&there, part};
     rsi_nest_make(&j.nest, operands, 2);
     rsi_parallel(c->x, j.nest.numel, 0.3, run_range, &j);
@@ -65,7 +72,7 @@ static rs_status cat_views_run(const rsi_call *c) {
   return RS_OK;
 }
 
-static const cat_views_attrs along_1 = {1, 0}, merged_1 = {1, 1}, merged_0 = {0, 1};
+static const cat_views_attrs along_1 = {1, 0, -1}, merged_1 = {1, 1, -1}, merged_0 = {0, 1, -1};
 static const rsi_kernel cat_views_kernels[] = {{"rows", RSI_PORTABLE, RSI_ANY, NULL, NULL, cat_views_run}, {0}};
 static const rsi_sample cat_views_samples[] = {
   {"f2x3,f2x1,f2x0", &along_1, 0, 1}, {"f7,f4", NULL, 0, 1}, {"f2x3x5,f2x2x5", &merged_1, 0, 1}, 

@@ -18,7 +18,8 @@
 enum {
   BLOCK_ROWS = 96, BLOCK_COLUMNS = 128,   /* least sides of a block (multiples of every tile) */
   GROUPS = 16,                            /* parts of one call; each has scratch of its own */
-  BLOCK_NS = 60000                        /* work that is worth a block of its own */
+  BLOCK_NS = 60000,                       /* work that is worth a block of its own */
+  ROW_COLUMNS = 64, ROW_NS = 10000        /* the same of one row */
 };
 
 typedef struct plan {
@@ -85,8 +86,21 @@ static void operands_of_linear(plan *p, const rsi_call *c) {
   for (int i = 0; i < nx - 2; i++) add_batch(p, x->shape[i], x->strides[i], 0);
 }
 
+/* One row is bound by reading b, from where it is not in the near caches; each core reads as fast as one alone. */
+static bool cut_row(plan *p) {
+  const double ns = 0.15 * (double)p->n * (double)p->k * (p->dtype == RS_F64 ? 2.0 : 1.0);
+  if (p->m != 1 || p->batch != 1 || ns < 2.0 * ROW_NS) return false;
+  const int64_t across = larger(1, smaller(smaller((int64_t)(ns / ROW_NS), GROUPS), p->n / ROW_COLUMNS));
+  p->block_m = 1;
+  p->block_n = parts(parts(p->n, across), ROW_COLUMNS) * ROW_COLUMNS;
+  p->items = p->groups = p->across = parts(p->n, p->block_n);
+  p->work = 2.0 * ROW_NS;                 /* enough for each block to be handed out on its own */
+  return true;
+}
+
 /* Cuts the result into blocks, and the blocks into groups. */
 static void cut(plan *p, const rsi_exec *x) {
+  if (cut_row(p)) return;
   const double step = x->k->level == RSI_ISA_AVX512 ? 0.008 : x->k->level == RSI_ISA_AVX2 ? 0.016 : 0.045;
   const double m = (double)p->m, n = (double)p->n, k = (double)p->k, wide = p->dtype == RS_F64 ? 2.0 : 1.0;
   const double ns = wide * (step * m * n * k + 0.03 * (m * k + k * n + m * n));   /* arithmetic and memory */

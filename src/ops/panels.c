@@ -5,6 +5,7 @@
 #include "ops/product.h"
 
 enum { ROWS = 96, ROW_UNIT = 24, ITEM_NS = 20000, ITEMS = 64 };   /* least rows of a block and their unit; its least work; most blocks */
+enum { ROW_NS = 5000 };                                           /* least work of a block of one row */
 
 typedef struct job {
   const rsi_k_gemm *gemm;
@@ -25,12 +26,14 @@ static int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 static double cut(job *j, rsi_isa_level level) {
   const double weight = (double)j->n * (double)j->k;
   const double step = level == RSI_ISA_AVX512 ? 0.006 : level == RSI_ISA_AVX2 ? 0.012 : 0.04;
-  const double read = weight * (j->bf16 ? 0.1 : 0.2), compute = step * weight * (double)j->m, total = read > compute ? read : compute;
-  const int64_t most = larger(1, smaller(ITEMS, (int64_t)(total / ITEM_NS))), panels = rsi_panels(j->n);
+  const double read = weight * (j->bf16 ? 0.08 : 0.15), compute = step * weight * (double)j->m, total = read > compute ? read : compute;
+  const double least = j->m == 1 ? ROW_NS : ITEM_NS;
+  const int64_t most = larger(1, smaller(ITEMS, (int64_t)(total / least))), panels = rsi_panels(j->n);
   const int64_t down = j->m < 2 * ROWS ? 1 : smaller(most, j->m / ROWS), across = larger(1, smaller(most / down, panels));
   j->block_m = down > 1 ? parts(parts(j->m, down), ROW_UNIT) * ROW_UNIT : j->m;
   j->block_n = parts(panels, across) * RSI_PANEL;
   j->across = parts(j->n, j->block_n);
+  if (j->m == 1) return 2.0 * ITEM_NS;      /* enough for each block to be handed out on its own */
   return total / (double)(j->across * parts(j->m, j->block_m));
 }
 

@@ -77,15 +77,16 @@ static double reduced_count(rsi_grad *g) {
 
 /* ---- sum ------------------------------------------------------------------------------------------------------------- */
 
+/* bf16 comes here in programs alone, which sum it in f32; the dispatcher converts it. */
 static rs_status sum_infer(rsi_call *c) {
   const int dtype = c->in[0]->dtype;
-  return infer_as(c, rsi_is_float(dtype) ? dtype : RS_I64);
+  return infer_as(c, dtype == RS_BF16 ? RS_F32 : rsi_is_float(dtype) ? dtype : RS_I64);
 }
 
 static void sum_grad(rsi_grad *g) { rsi_give(g, 0, spread(g, rsi_gout(g, 0))); }
 
 static const rsi_kernel sum_kernels[] = {
-  {"sum", RSI_PORTABLE, RSI_FLOATS | RSI_INTS | RSI_BOOL, NULL, reduce_scratch, sum_run},
+  {"sum", RSI_PORTABLE, RSI_FLOATS | RSI_INTS | RSI_BOOL | 1u << RS_BF16, NULL, reduce_scratch, sum_run},
   {0},
 };
 

@@ -153,6 +153,7 @@ rs_status rsi_pass_remat(rs_program *p);        /* remat.c: cheap large values m
 rs_status rsi_pass_half(rs_program *p);         /* half.c: large products in bf16, where that was asked for */
 rs_status rsi_pass_casts(rs_program *p);        /* fuse_cast.c: casts there and back */
 rs_status rsi_pass_join(rs_program *p);         /* fuse_join.c: sums of parts as parts behind each other */
+rs_status rsi_pass_narrow(rs_program *p);       /* narrow.c: what is read in bf16 is made in bf16 */
 rs_status rsi_pass_linear(rs_program *p);       /* fuse_linear.c: linear maps and products with what follows them */
 rs_status rsi_pass_norm(rs_program *p);         /* fuse_norm.c: layer norm and the sums beside it */
 rs_status rsi_pass_chains(rs_program *p);       /* fuse_chain.c: element-wise instructions in a row */

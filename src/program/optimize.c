@@ -17,6 +17,7 @@ static const pass passes[] = {
   {"tidy", rsi_pass_clean},
   {"casts", rsi_pass_casts},
   {"join", rsi_pass_join},
+  {"narrow", rsi_pass_narrow},
   {"remat", rsi_pass_remat},           /* behind the last clean, which would take it back */
   {"linear", rsi_pass_linear},
   {"norm", rsi_pass_norm},
