@@ -126,24 +126,20 @@ RSI_TILES static void put(const rsi_split_product *s, place *w) {
   w->sums = NULL;
 }
 
-/* Asks for the lines of c where the sums will go. */
-static void ask(const rsi_split_product *s, const place *w) {
-  const int64_t rows = smaller(w->down * RSI_SIDE, s->m - w->i * RSI_SIDE);
-  const char *c = (const char *)(s->c + w->i * RSI_SIDE * s->ldc + w->j * RSI_SIDE);
-  for (int64_t i = 0; i < rows; i++, c += (size_t)s->ldc * sizeof(float)) {
-    _mm_prefetch(c, _MM_HINT_T1);
-    _mm_prefetch(c + 64, _MM_HINT_T1);
-  }
+/* The lines of c where the sums will go. */
+static rsi_soon place_of(const rsi_split_product *s, const place *w) {
+  return (rsi_soon){(const char *)(s->c + w->i * RSI_SIDE * s->ldc + w->j * RSI_SIDE), smaller(w->down * RSI_SIDE, s->m - w->i * RSI_SIDE),
+                    s->ldc * (int64_t)sizeof(float), 1, 0, w->across};
 }
 
 /* a, b: the packed strips of this chunk, `step` elements apart. */
-RSI_TILES static void multiply(const place *w, const uint16_t *a, const uint16_t *b, int64_t step) {
-  const rsi_split_a from = {{a, a + step}, RSI_DEEP, RSI_TILE, NULL, RSI_RUN};
-  const uint16_t *const columns[2] = {b, b + step};
-  if (w->down == 2 && w->across == 2) rsi_split_multiply(2, 2, w->runs, &from, columns, RSI_RUN, false, w->sums);
-  else if (w->down == 2) rsi_split_multiply(2, 1, w->runs, &from, columns, RSI_RUN, false, w->sums);
-  else if (w->across == 2) rsi_split_multiply(1, 2, w->runs, &from, columns, RSI_RUN, false, w->sums);
-  else rsi_split_multiply(1, 1, w->runs, &from, columns, RSI_RUN, false, w->sums);
+RSI_TILES static void multiply(const place *w, const uint16_t *a, const uint16_t *b, int64_t step, const rsi_soon *soon) {
+  const rsi_split_runs rows = {{a, a + step}, RSI_TILE, RSI_RUN, NULL}, columns = {{b, b + step}, RSI_TILE, RSI_RUN, NULL};
+  rsi_asking q = rsi_ask_begin(soon, 1, w->runs * RSI_BETWEEN);
+  if (w->down == 2 && w->across == 2) rsi_split_multiply(2, 2, w->runs, &rows, &columns, rsi_ask, &q, w->sums);
+  else if (w->down == 2) rsi_split_multiply(2, 1, w->runs, &rows, &columns, rsi_ask, &q, w->sums);
+  else if (w->across == 2) rsi_split_multiply(1, 2, w->runs, &rows, &columns, rsi_ask, &q, w->sums);
+  else rsi_split_multiply(1, 1, w->runs, &rows, &columns, rsi_ask, &q, w->sums);
 }
 
 RSI_TILES static void block(const rsi_split_product *s, const rsi_split_plan *t, int64_t i0, int64_t i1, int64_t j0,
@@ -171,8 +167,8 @@ RSI_TILES static void block(const rsi_split_product *s, const rsi_split_plan *t,
           const int two_stay = i + 1 < stay1 ? 2 : 1, two_pass = j + 1 < end ? 2 : 1;
           const uint16_t *const at = here + (i - stay0) * step, *const by = passing + (j - group) * step;
           place w = {sums[turn ^= 1], rows ? i : j, rows ? j : i, r, runs, rows ? two_stay : two_pass, rows ? two_pass : two_stay};
-          ask(s, &w);
-          multiply(&w, rows ? at : by, rows ? by : at, step);
+          const rsi_soon to = place_of(s, &w);
+          multiply(&w, rows ? at : by, rows ? by : at, step, &to);
           put(s, &last);
           last = w;
         }

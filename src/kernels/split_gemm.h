@@ -14,6 +14,12 @@
 enum { RSI_SPLIT_SIDE = 16, RSI_SPLIT_DEEP = 32, RSI_SPLIT_RUN = 1536, RSI_SPLIT_CHUNK = 512, RSI_SPLIT_STAY = 384,
        RSI_SPLIT_PASS = 8 };      /* runs that stay; strips that pass by at once */
 
+/*
+** Memory that will be read or written soon, asked for while the tiles are at work: `rows` rows `ld` bytes apart, each of `pieces` pieces
+** `step` bytes apart, each of `lines` lines of 64 bytes.
+*/
+typedef struct rsi_soon { const char *at; int64_t rows, ld, pieces, step, lines; } rsi_soon;
+
 /* A matrix as it lies: element (i, p), i along m or n and p along k, at from[i * side + p * deep]. With panels (kernels/gemm.h) the
 ** strides hold within 16 columns, which lie `strip` elements apart in the panel of 32. */
 typedef struct rsi_split_matrix {

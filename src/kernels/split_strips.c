@@ -8,7 +8,7 @@ enum { CHUNK = RSI_SPLIT_CHUNK / RSI_DEEP };    /* runs whose sums stay in the t
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-RSI_TILES static void rows(int64_t m, int64_t n, const float *x, int64_t ld, uint16_t *to, int64_t step) {
+RSI_TILES static void pack_rows(int64_t m, int64_t n, const float *x, int64_t ld, uint16_t *to, int64_t step) {
   __m512 low[RSI_SIDE], high[RSI_SIDE];
   for (; m > 0; m -= RSI_SIDE, x += RSI_SIDE * ld, to += step) {
     rsi_load16(x, ld, 1, m, n, low);
@@ -17,7 +17,7 @@ RSI_TILES static void rows(int64_t m, int64_t n, const float *x, int64_t ld, uin
   }
 }
 
-RSI_TILES static void columns(int64_t n, int64_t k, const float *b, int64_t deep, int64_t side, uint16_t *to) {
+RSI_TILES static void pack_columns(int64_t n, int64_t k, const float *b, int64_t deep, int64_t side, uint16_t *to) {
   __m512 low[RSI_SIDE], high[RSI_SIDE];
   for (; k > 0; k -= RSI_DEEP, b += RSI_DEEP * deep, to += RSI_RUN) {
     rsi_load16(b, deep, side, k, n, low);
@@ -53,80 +53,11 @@ RSI_TILES static __mmask16 put(const place *w, int64_t m, int64_t n, float *c, i
   return odd;
 }
 
-/* Where in a list of memory to ask for we are. */
-typedef struct asking {
-  const rsi_soon *list, *end;
-  const char *row, *at;
-  int64_t rows, pieces, lines;     /* left */
-} asking;
-
-static void start(asking *q) {
-  if (q->list == q->end) return;
-  q->row = q->at = q->list->at;
-  q->rows = q->list->rows, q->pieces = q->list->pieces, q->lines = q->list->lines;
-}
-
-static inline __attribute__((always_inline)) void ask(asking *q, int count) {
-  for (; count > 0 && q->list < q->end; count--) {
-    const rsi_soon *const s = q->list;
-    _mm_prefetch(q->at + (s->lines - q->lines) * 64, _MM_HINT_T1);
-    if (--q->lines > 0) continue;
-    q->lines = s->lines, q->at += s->step;
-    if (--q->pieces > 0) continue;
-    q->pieces = s->pieces, q->at = q->row += s->ld;
-    if (--q->rows > 0) continue;
-    q->list++;
-    start(q);
-  }
-}
-
-enum { GROUPS = 6 };               /* of tile products in a run, after each of which `each` lines are asked for */
-
-/* As rsi_split_multiply, for strips. */
-RSI_TILES_IN void multiply(int down, int across, int64_t runs, const uint16_t *a0, const uint16_t *b0, int64_t strip, asking *q, int each,
-                           float *sums) {
-  const bool lower = down > 1, right = across > 1;
-  const uint16_t *a1 = lower ? a0 + strip : a0, *b1 = right ? b0 + strip : b0;
-  _tile_zero(0);
-  if (right) _tile_zero(1);
-  if (lower) _tile_zero(2);
-  if (lower && right) _tile_zero(3);
-  for (int64_t r = 0; r < runs; r++) {
-#define LOAD_A(p) { _tile_loadd(4, a0 + (p) * RSI_TILE, 64); if (lower) _tile_loadd(5, a1 + (p) * RSI_TILE, 64); }
-#define LOAD_B(p) { _tile_loadd(6, b0 + (p) * RSI_TILE, 64); if (right) _tile_loadd(7, b1 + (p) * RSI_TILE, 64); }
-#define TIMES {                                                                                                             \
-    _tile_dpbf16ps(0, 4, 6);                                                                                                \
-    if (right) _tile_dpbf16ps(1, 4, 7);                                                                                     \
-    if (lower) _tile_dpbf16ps(2, 5, 6);                                                                                     \
-    if (lower && right) _tile_dpbf16ps(3, 5, 7);                                                                            \
-    ask(q, each);                                                                                                           \
-  }
-    LOAD_A(2) LOAD_B(0) TIMES
-    LOAD_A(1) TIMES
-    LOAD_B(1) TIMES
-    LOAD_A(0) TIMES
-    LOAD_B(2) TIMES
-    LOAD_B(0) TIMES
-#undef LOAD_A
-#undef LOAD_B
-#undef TIMES
-    a0 += RSI_RUN, a1 += RSI_RUN, b0 += RSI_RUN, b1 += RSI_RUN;
-  }
-  _tile_stored(0, sums, 64);
-  if (right) _tile_stored(1, sums + 256, 64);
-  if (lower) _tile_stored(2, sums + across * 256, 64);
-  if (lower && right) _tile_stored(3, sums + 768, 64);
-}
-
 RSI_TILES static bool product(int64_t m, int64_t n, int64_t runs, const uint16_t *a, const uint16_t *b, float *c, int64_t ldc,
                               const rsi_soon *soon, int count) {
   _Alignas(64) float sums[2][4 * RSI_SIDE * RSI_SIDE];
-  const int64_t strip = runs * RSI_RUN, groups = (m + 31) / 32 * ((n + 31) / 32) * runs * GROUPS;
-  asking q = {.list = soon, .end = soon + count};
-  int64_t lines = 0;
-  for (int i = 0; i < count; i++) lines += soon[i].rows * soon[i].pieces * soon[i].lines;
-  const int each = (int)((lines + groups - 1) / groups);
-  start(&q);
+  const int64_t strip = runs * RSI_RUN;
+  rsi_asking q = rsi_ask_begin(soon, count, (m + 31) / 32 * ((n + 31) / 32) * runs * RSI_BETWEEN);
   __mmask16 odd = 0;
   place last = {0};
   int turn = 0;
@@ -137,10 +68,11 @@ RSI_TILES static bool product(int64_t m, int64_t n, int64_t runs, const uint16_t
       for (int64_t i = 0; i < m; i += 2 * RSI_SIDE) {
         const place w = {sums[turn ^= 1], i, j, m - i > RSI_SIDE ? 2 : 1, n - j > RSI_SIDE ? 2 : 1, r > 0};
         const uint16_t *const at = a + i / RSI_SIDE * strip + r * RSI_RUN, *const by = b + j / RSI_SIDE * strip + r * RSI_RUN;
-        if (w.down == 2 && w.across == 2) multiply(2, 2, chunk, at, by, strip, &q, each, w.sums);
-        else if (w.down == 2) multiply(2, 1, chunk, at, by, strip, &q, each, w.sums);
-        else if (w.across == 2) multiply(1, 2, chunk, at, by, strip, &q, each, w.sums);
-        else multiply(1, 1, chunk, at, by, strip, &q, each, w.sums);
+        const rsi_split_runs rows = {{at, at + strip}, RSI_TILE, RSI_RUN, NULL}, columns = {{by, by + strip}, RSI_TILE, RSI_RUN, NULL};
+        if (w.down == 2 && w.across == 2) rsi_split_multiply(2, 2, chunk, &rows, &columns, rsi_ask, &q, w.sums);
+        else if (w.down == 2) rsi_split_multiply(2, 1, chunk, &rows, &columns, rsi_ask, &q, w.sums);
+        else if (w.across == 2) rsi_split_multiply(1, 2, chunk, &rows, &columns, rsi_ask, &q, w.sums);
+        else rsi_split_multiply(1, 1, chunk, &rows, &columns, rsi_ask, &q, w.sums);
         odd |= put(&last, m, n, c, ldc);
         last = w;
       }
@@ -150,7 +82,7 @@ RSI_TILES static bool product(int64_t m, int64_t n, int64_t runs, const uint16_t
   return odd == 0;
 }
 
-const rsi_k_split_strips RSI_ISA(rsi_k_split_strips) = {rows, columns, product};
+const rsi_k_split_strips RSI_ISA(rsi_k_split_strips) = {pack_rows, pack_columns, product};
 #else
 const rsi_k_split_strips RSI_ISA(rsi_k_split_strips) = {NULL, NULL, NULL};
 #endif

@@ -10,12 +10,6 @@
 
 #include "kernels/split_gemm.h"
 
-/*
-** Memory that will be read or written soon, asked for while the tiles are at work: `rows` rows `ld` bytes apart, each of `pieces` pieces
-** `step` bytes apart, each of `lines` lines of 64 bytes.
-*/
-typedef struct rsi_soon { const char *at; int64_t rows, ld, pieces, step, lines; } rsi_soon;
-
 typedef struct rsi_k_split_strips {
   /* One run of the strips of x: [m, n], n <= 32, rows ld apart. It goes to `to` in the first strip, `step` elements on in the next. */
   void (*rows)(int64_t m, int64_t n, const float *x, int64_t ld, uint16_t *to, int64_t step);

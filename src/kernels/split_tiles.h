@@ -18,6 +18,7 @@
 
 #include "base/base.h"
 #include "kernels/isa.h"
+#include "kernels/split_gemm.h"
 
 enum { RSI_SIDE = 16, RSI_DEEP = 32, RSI_TILE = 512, RSI_PARTS = 3, RSI_RUN = RSI_PARTS * RSI_TILE };   /* elements */
 
@@ -103,53 +104,47 @@ RSI_TILES_IN void rsi_put_run(const __m512 x[RSI_SIDE], const __m512 y[RSI_SIDE]
 
 /* ---- products -------------------------------------------------------------------------------------------------------- */
 
-/* Where a run of a lies: rows of tile h at a[h] + offset(r) + i * row, r counted from 0. */
-typedef struct rsi_split_a {
-  const uint16_t *a[2];
-  int64_t row, part;           /* elements between rows and between parts */
-  const int32_t *offset;       /* elements, of each run; NULL: r * step */
-  int64_t step;
-} rsi_split_a;
+/* Where the runs of an operand lie: run r of tile h begins at at[h] + offset[r], or + r * step when offset is NULL; parts of a tile `part` apart. */
+typedef struct rsi_split_runs {
+  const uint16_t *at[2];
+  int64_t part, step;
+  const int32_t *offset;
+} rsi_split_runs;
+
+/* What is done between the products of tiles, which take some 100 cycles each: RSI_BETWEEN times in a run. */
+typedef void (*rsi_between_fn)(void *arg);
+enum { RSI_BETWEEN = 6 };
 
 /*
-** sums: [down][across][16][16] (+)= a x b over `runs` runs; `down` tiles of rows by `across` of columns, 1 or 2 of each. b[q] lies in
-** runs b_step apart. The small products come first. Each pair of a's and b's parts shares a part with the pair before it, so a run
-** of 2 x 2 loads 14 tiles for 24 products.
+** sums: [down][across][16][16] = a x b over `runs` runs; `down` tiles of rows by `across` of columns, 1 or 2 of each. The small
+** products come first. Each pair of a's and b's parts shares a part with the pair before it, so a run of 2 x 2 loads 14 tiles for 24
+** products. `between` may be NULL.
 */
-RSI_TILES_IN void rsi_split_multiply(int down, int across, int64_t runs, const rsi_split_a *s, const uint16_t *const b[2], int64_t b_step,
-                                     bool more, float *sums) {
-  const int64_t line = s->row * 2, part = s->part;
+RSI_TILES_IN void rsi_split_multiply(int down, int across, int64_t runs, const rsi_split_runs *a, const rsi_split_runs *b,
+                                     rsi_between_fn between, void *arg, float *sums) {
   const bool lower = down > 1, right = across > 1;
-  const uint16_t *b0 = b[0], *b1 = right ? b[1] : NULL;
-  if (more) {
-    _tile_loadd(0, sums, 64);
-    if (right) _tile_loadd(1, sums + 256, 64);
-    if (lower) _tile_loadd(2, sums + across * 256, 64);
-    if (lower && right) _tile_loadd(3, sums + 768, 64);
-  } else {
-    _tile_zero(0);
-    if (right) _tile_zero(1);
-    if (lower) _tile_zero(2);
-    if (lower && right) _tile_zero(3);
-  }
-#define LOAD_A(p) { _tile_loadd(4, a0 + (p) * part, line); if (lower) _tile_loadd(5, a1 + (p) * part, line); }
-#define LOAD_B(p) { _tile_loadd(6, b0 + (p) * RSI_TILE, 64); if (right) _tile_loadd(7, b1 + (p) * RSI_TILE, 64); }
+  _tile_zero(0);
+  if (right) _tile_zero(1);
+  if (lower) _tile_zero(2);
+  if (lower && right) _tile_zero(3);
+#define LOAD_A(p) { _tile_loadd(4, a0 + (p) * a->part, 64); if (lower) _tile_loadd(5, a1 + (p) * a->part, 64); }
+#define LOAD_B(p) { _tile_loadd(6, b0 + (p) * b->part, 64); if (right) _tile_loadd(7, b1 + (p) * b->part, 64); }
 #define TIMES {                                                                                                             \
     _tile_dpbf16ps(0, 4, 6);                                                                                                \
     if (right) _tile_dpbf16ps(1, 4, 7);                                                                                     \
     if (lower) _tile_dpbf16ps(2, 5, 6);                                                                                     \
     if (lower && right) _tile_dpbf16ps(3, 5, 7);                                                                            \
+    if (between) between(arg);                                                                                              \
   }
-  for (int64_t r = 0; r < runs; r++, b0 += b_step) {
-    const int64_t at = s->offset ? s->offset[r] : r * s->step;
-    const uint16_t *const a0 = s->a[0] + at, *const a1 = lower ? s->a[1] + at : NULL;
+  for (int64_t r = 0; r < runs; r++) {
+    const int64_t in_a = a->offset ? a->offset[r] : r * a->step, in_b = b->offset ? b->offset[r] : r * b->step;
+    const uint16_t *const a0 = a->at[0] + in_a, *const a1 = a->at[1] + in_a, *const b0 = b->at[0] + in_b, *const b1 = b->at[1] + in_b;
     LOAD_A(2) LOAD_B(0) TIMES
     LOAD_A(1) TIMES
     LOAD_B(1) TIMES
     LOAD_A(0) TIMES
     LOAD_B(2) TIMES
     LOAD_B(0) TIMES
-    if (right) b1 += b_step;
   }
 #undef LOAD_A
 #undef LOAD_B
@@ -158,6 +153,48 @@ RSI_TILES_IN void rsi_split_multiply(int down, int across, int64_t runs, const r
   if (right) _tile_stored(1, sums + 256, 64);
   if (lower) _tile_stored(2, sums + across * 256, 64);
   if (lower && right) _tile_stored(3, sums + 768, 64);
+}
+
+/* ---- asking for memory ------------------------------------------------------------------------------------------------ */
+
+/* Where in a list of it we are, and how many lines are asked for at a time. */
+typedef struct rsi_asking {
+  const rsi_soon *list, *end;
+  const char *row, *at;
+  int64_t rows, pieces, lines;     /* left */
+  int64_t each;
+} rsi_asking;
+
+static inline void rsi_ask_from(rsi_asking *q) {
+  while (q->list < q->end && (q->list->rows <= 0 || q->list->pieces <= 0 || q->list->lines <= 0)) q->list++;
+  if (q->list == q->end) return;
+  q->row = q->at = q->list->at;
+  q->rows = q->list->rows, q->pieces = q->list->pieces, q->lines = q->list->lines;
+}
+
+/* Asks for `count` parts, spread over `times` calls of rsi_ask. */
+static inline rsi_asking rsi_ask_begin(const rsi_soon *list, int count, int64_t times) {
+  rsi_asking q = {.list = list, .end = list + count};
+  int64_t lines = 0;
+  for (int i = 0; i < count; i++) lines += list[i].rows * list[i].pieces * list[i].lines;
+  q.each = times > 0 ? (lines + times - 1) / times : 0;
+  rsi_ask_from(&q);
+  return q;
+}
+
+static inline __attribute__((always_inline)) void rsi_ask(void *asking) {
+  rsi_asking *const q = asking;
+  for (int64_t count = q->each; count > 0 && q->list < q->end; count--) {
+    const rsi_soon *const s = q->list;
+    _mm_prefetch(q->at + (s->lines - q->lines) * 64, _MM_HINT_T1);
+    if (--q->lines > 0) continue;
+    q->lines = s->lines, q->at += s->step;
+    if (--q->pieces > 0) continue;
+    q->pieces = s->pieces, q->at = q->row += s->ld;
+    if (--q->rows > 0) continue;
+    q->list++;
+    rsi_ask_from(q);
+  }
 }
 
 /*
