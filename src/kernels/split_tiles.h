@@ -111,6 +111,15 @@ typedef struct rsi_split_runs {
   const int32_t *offset;
 } rsi_split_runs;
 
+/*
+** One addition of floats. Measured: where a core runs tiles and nothing else on floats for half a microsecond, the next store of a tile takes
+** 270 ns longer, as if the vector units had been put to sleep; one such instruction for each run prevents it.
+*/
+RSI_TILES_IN void rsi_stay_awake(void) {
+  __m256 zero = _mm256_setzero_ps();
+  __asm__ volatile("vaddps %0, %0, %0" : "+x"(zero));
+}
+
 /* What is done between the products of tiles, which take some 100 cycles each: RSI_BETWEEN times in a run. */
 typedef void (*rsi_between_fn)(void *arg);
 enum { RSI_BETWEEN = 6 };
@@ -139,6 +148,7 @@ RSI_TILES_IN void rsi_split_multiply(int down, int across, int64_t runs, const r
   for (int64_t r = 0; r < runs; r++) {
     const int64_t in_a = a->offset ? a->offset[r] : r * a->step, in_b = b->offset ? b->offset[r] : r * b->step;
     const uint16_t *const a0 = a->at[0] + in_a, *const a1 = a->at[1] + in_a, *const b0 = b->at[0] + in_b, *const b1 = b->at[1] + in_b;
+    rsi_stay_awake();
     LOAD_A(2) LOAD_B(0) TIMES
     LOAD_A(1) TIMES
     LOAD_B(1) TIMES
