@@ -8,8 +8,12 @@
 **   by row    Rows of `pitch` positions; zeros on the right of a row are those on the left of the next. Of an image that is read in
 **             steps each of the step_h * step_w images of every second row and column has places of its own, so that what a tile
 **             reads always lies side by side. Some rows of a tile may belong to no result and are dropped.
-**   by image  16 images side by side at each pixel: no zeros around the image, and taps outside it are left out.
-** Weights are tiles of b: [phases][blocks of results][runs][taps][RSI_RUN].
+**   by image  16 images side by side at each pixel: no zeros around the image, and taps outside it are left out. More than 16 lie
+**             in sets, one after the other.
+** Weights are tiles of b: [phases][blocks of results][runs][taps][parts * RSI_TILE].
+**
+** In a program in bf16 (`half`) the same is done with one part: images are bf16 [n, h, w, channels], so 32 channels of a pixel are a row
+** of a tile as they lie: unit i of run r holds channels 32r + 2i and 32r + 2i + 1. Where nothing is around the image, it is a (`in_place`).
 **
 ** A gradient for x is the same with the images exchanged; when the convolution went in steps, the results of one phase, that is all
 ** of one remainder by the steps, are a convolution with the taps that meet them.
@@ -45,11 +49,16 @@ typedef struct rsi_split_conv {
   int64_t pitch, columns;          /* positions from row to row; those of a row with all its zeros */
   int64_t sub[4], subs, each;      /* which of the images in steps are read (their number or -1), how many; positions of each */
   int64_t positions;               /* of a part */
+  int64_t parts;                   /* 3, or 1: half */
+  bool    half, in_place;
+  bool    fresh;                   /* half: b is NULL, a task packs the weights of a pair of blocks when it comes to them */
   int64_t weight_in, weight_out;   /* distances in w of channels of x and of y */
   int64_t tiles;                   /* of a phase in a task, at most */
-  const float *x, *weight, *bias, *residual;   /* bias: groups_out * 16; residual as y, may be y; NULL: none */
+  const void *x, *residual;        /* residual as y, may be y; NULL: none */
+  const float *weight, *bias;      /* bias: groups_out * 16; NULL: none */
   const uint16_t *b;
-  float *y, low, high;             /* y = clamp(conv + bias + residual, low, high), but NaN stays NaN */
+  void *y;                         /* y = clamp(conv + bias + residual, low, high), but NaN stays NaN */
+  float low, high;
 } rsi_split_conv;
 
 typedef struct rsi_k_split_conv {

@@ -646,7 +646,8 @@ static bool own_forward(const rsi_call *c, plain *p, rsi_conv_call *k) {
   if (describe_forward(c, p) != RS_OK) return false;
   fast_call(c, p, k);
   k->packed = is_packed(c->in[1]), k->act = RSI_ATTR(c, conv2d_block)->act;
-  return (k->packed || is_f32(c->in[1])) && is_f32(c->in[2]) && is_f32(c->in[3]);
+  const rs_tensor *const residual = c->in[3];
+  return (k->packed || is_f32(c->in[1])) && is_f32(c->in[2]) && (residual == NULL || residual->dtype == forms(c)->dtype);
 }
 
 static bool own_data(const rsi_call *c, plain *p, rsi_conv_call *k) {
@@ -837,7 +838,7 @@ static const rsi_kernel image_block_kernels[] = {
 static const rsi_kernel conv2d_block_kernels[] = {
   {"depthwise", RSI_PORTABLE, RSI_F32, conv2d_block_depthwise, conv2d_block_depthwise_scratch, conv2d_block_depthwise_run},
   {"winograd", RSI_PORTABLE, RSI_F32, conv2d_block_winograd, conv2d_block_winograd_scratch, conv2d_block_winograd_run},
-  {"split", RSI_PORTABLE, RSI_F32, conv2d_block_split_conv, conv2d_block_split_conv_scratch, conv2d_block_split_conv_run},
+  {"split", RSI_PORTABLE, RSI_F32 | 1u << RS_BF16, conv2d_block_split_conv, conv2d_block_split_conv_scratch, conv2d_block_split_conv_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_fast, conv2d_block_fast_scratch, conv2d_block_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, portable_accepts, conv2d_block_scratch, conv2d_block_run}, END};
 static const rsi_kernel conv2d_pack_kernels[] = {
@@ -849,7 +850,7 @@ static const rsi_kernel conv2d_pack_kernels[] = {
 static const rsi_kernel conv2d_block_data_kernels[] = {
   {"depthwise", RSI_PORTABLE, RSI_F32, conv2d_block_data_depthwise, conv2d_block_data_depthwise_scratch, conv2d_block_data_depthwise_run},
   {"winograd", RSI_PORTABLE, RSI_F32, conv2d_block_data_winograd, conv2d_block_data_winograd_scratch, conv2d_block_data_winograd_run},
-  {"split", RSI_PORTABLE, RSI_F32, conv2d_block_data_split_conv, conv2d_block_data_split_conv_scratch, conv2d_block_data_split_conv_run},
+  {"split", RSI_PORTABLE, RSI_F32 | 1u << RS_BF16, conv2d_block_data_split_conv, conv2d_block_data_split_conv_scratch, conv2d_block_data_split_conv_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_data_fast, conv2d_block_data_fast_scratch, conv2d_block_data_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, conv2d_block_data_scratch, conv2d_block_data_run}, END};
 static const rsi_kernel conv2d_block_weight_kernels[] = {

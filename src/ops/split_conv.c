@@ -13,7 +13,8 @@ enum {
   IMAGES_BYTES = 1200 * 1024,    /* the same by image */
   WEIGHT_BYTES = 1024 * 1024,    /* of weights that stay in the cache beside it */
   TASKS        = 8,              /* wanted */
-  PARTS        = 3, RUN = 3 * 512, POSITION = 64
+  TASK_NS      = 15000,          /* the least of a band */
+  PARTS        = 3, TILE = 512, POSITION = 64
 };
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -113,16 +114,22 @@ static double products_by_image(const rsi_split_conv *s) {
   return sum;
 }
 
+/* They do not stay in the cache from task to task: then a task is as large as possible. (A product in f32 takes so long that they may.) */
+static bool many_weights(const plan *p) { return p->s.half && p->weights > WEIGHT_BYTES; }
+
 static void cut_images(plan *p) {
   rsi_split_conv *const s = &p->s;
   s->by_image = true, s->flat = false;
-  s->positions = s->h * s->w * RSI_SPLIT_IMAGES;
-  p->rows = RSI_SPLIT_IMAGES, p->row_tasks = divide_up(s->n, RSI_SPLIT_IMAGES);
+  const int64_t set = s->h * s->w * RSI_SPLIT_IMAGES, sets = CACHE_BYTES / (set * s->runs * s->parts * POSITION);
+  p->rows = RSI_SPLIT_IMAGES;
+  if (many_weights(p)) p->rows *= larger(smaller(sets, divide_up(s->n, RSI_SPLIT_IMAGES)), 1);
+  p->row_tasks = divide_up(s->n, p->rows);
+  s->positions = set * p->rows / RSI_SPLIT_IMAGES;
 }
 
 static void cut_rows(plan *p) {
   rsi_split_conv *const s = &p->s;
-  const int64_t row = s->runs * PARTS * POSITION * s->pitch * larger(s->subs, 1), all = s->n * s->down;
+  const int64_t row = s->runs * s->parts * POSITION * s->pitch * larger(s->subs, 1), all = s->n * s->down;
   int64_t rows = larger(CACHE_BYTES / row, 1);
   if (s->flat) {
     rows = larger(rows / 32 * 32, 16);
@@ -132,8 +139,13 @@ static void cut_rows(plan *p) {
   } else {
     const int64_t image = s->down + s->far_y;
     int64_t pieces = 1;
+    /* Packing shows beside products in bf16: rather more bands than each of them packed for several tasks. */
+    if (s->half && p->weights <= WEIGHT_BYTES) {
+      const int64_t tasks = larger(smaller((int64_t)(7 * p->products / TASK_NS), TASKS), 1);
+      rows = smaller(rows, divide_up(all, tasks) + s->far_y);
+    }
     if (rows >= image) {
-      pieces = larger(smaller(rows / image, s->n / TASKS), 1);
+      pieces = larger(smaller(rows / image, many_weights(p) ? s->n : s->n / TASKS), 1);
       rows = pieces * s->down;
     } else {
       rows = larger(rows - s->far_y, smaller(s->down, 2));
@@ -150,7 +162,7 @@ static void cut_rows(plan *p) {
 /* Few tasks along the rows: each is cut along the blocks of the result, too, but not so far that splitting the image again shows. */
 static void cut_groups(plan *p) {
   const int64_t pairs = divide_up(p->s.groups_out, 2), least = divide_up(8, p->taps);
-  int64_t parts = smaller(divide_up(TASKS, p->row_tasks), pairs / least);
+  int64_t parts = smaller(divide_up(p->s.half ? TASKS / 2 : TASKS, p->row_tasks), pairs / least);
   if (parts < 1) parts = 1;
   p->groups = 2 * divide_up(pairs, parts);
   p->group_tasks = divide_up(p->s.groups_out, p->groups);
@@ -162,17 +174,19 @@ static double work_of(const plan *p) {
   const rsi_split_conv *const s = &p->s;
   const double split = (double)(s->n * s->h * s->w * s->runs * p->group_tasks), finished = (double)(s->n * s->oh * s->ow * s->groups_out);
   const double far = p->weights > WEIGHT_BYTES ? (double)p->weights * (double)smaller(p->row_tasks, 4) : 0;
+  if (s->half) return 9 * p->products + (s->in_place ? 0 : 1.2 * split) + 2 * finished + 0.03 * far;
   return 50 * p->products + 7.5 * split + 5 * finished + 0.03 * far;
 }
 
 static plan make_plan(const rsi_exec *x, const rsi_conv_call *k) {
   const rsi_conv_shape *const c = &k->s;
-  const bool data = k->kind == RSI_CONV_DATA;
+  const bool data = k->kind == RSI_CONV_DATA, half = k->x_dtype == RS_BF16;
   plan p = {.taps = c->kh * c->kw};
   rsi_split_conv *const s = &p.s;
   *s = (rsi_split_conv){.n = c->n, .h = data ? c->oh : c->h, .w = data ? c->ow : c->w, .oh = data ? c->h : c->oh,
                         .ow = data ? c->w : c->ow, .in = data ? c->o : c->c, .out = data ? c->c : c->o, .step_h = 1, .step_w = 1,
-                        .over_h = 1, .over_w = 1, .skips = data, .low = -INFINITY, .high = INFINITY};
+                        .over_h = 1, .over_w = 1, .skips = data, .low = -INFINITY, .high = INFINITY,
+                        .half = half, .parts = half ? 1 : PARTS};
   s->groups_in = divide_up(s->in, 16), s->groups_out = divide_up(s->out, 16), s->runs = divide_up(s->groups_in, 2);
   s->weight_in = data ? c->c * p.taps : p.taps, s->weight_out = data ? p.taps : c->c * p.taps;
   if (data) s->over_h = c->sh, s->over_w = c->sw, data_taps(s, c);
@@ -180,21 +194,25 @@ static plan make_plan(const rsi_exec *x, const rsi_conv_call *k) {
   int64_t taps = 0;
   for (int64_t i = 0; i < s->phases; i++) {
     rsi_split_phase *const f = &s->phase[i];
-    f->b = taps * s->groups_out * s->runs * RUN;
+    f->b = taps * s->groups_out * s->runs * s->parts * TILE;
     taps += f->taps;
     s->down = larger(s->down, f->down), s->across = larger(s->across, f->across);
   }
-  p.weights = (size_t)(taps * s->groups_out * s->runs * RUN) * sizeof(uint16_t);
+  p.weights = (size_t)(taps * s->groups_out * s->runs * s->parts * TILE) * sizeof(uint16_t);
   s->flat = p.taps == 1 && c->sh == 1 && c->sw == 1 && c->ph == 0 && c->pw == 0;
+  if (s->flat && half) s->h *= s->n, s->n = 1;                  /* images lie one after the other, whole pixels of all channels */
+  s->in_place = s->flat && half && s->in % 32 == 0 && s->h * s->w >= 16;
   if (s->flat) s->h *= s->w, s->oh = s->down = s->phase[0].down = s->h, s->w = s->ow = s->across = s->phase[0].across = 1;
   lay_rows(s, taps);
   const double by_row = products_by_row(s) * (double)s->n;
   const double by_image = products_by_image(s) * (double)divide_up(s->n, RSI_SPLIT_IMAGES);
-  const bool fits = s->h * s->w * RSI_SPLIT_IMAGES * s->runs * PARTS * POSITION <= IMAGES_BYTES;
-  if (!s->flat && fits && by_image < by_row) cut_images(&p);
+  const bool fits = s->h * s->w * RSI_SPLIT_IMAGES * s->runs * s->parts * POSITION <= IMAGES_BYTES;
+  p.products = by_row * (double)(s->runs * s->groups_out);
+  if (!s->flat && fits && by_image < by_row * (half ? 0.9 : 1)) cut_images(&p);
   else cut_rows(&p);
   cut_groups(&p);
-  p.products = (s->by_image ? by_image : by_row) * (double)(s->runs * s->groups_out);
+  s->fresh = half && !k->packed && s->phases == 1 && p.row_tasks == 1;
+  if (s->by_image) p.products = by_image * (double)(s->runs * s->groups_out);
   p.work = work_of(&p);
   p.each = rsi_lane_round(x->k->split_conv->scratch(s));
   const size_t packing = (size_t)(512 * p.taps) * sizeof(float);
@@ -204,23 +222,27 @@ static plan make_plan(const rsi_exec *x, const rsi_conv_call *k) {
 
 /* ---- choice ------------------------------------------------------------------------------------------------------------ */
 
-/* Winograd's form, where it is accepted, goes first; oneDNN's direct forms do about 140 products and sums a nanosecond. */
+/* Winograd's form, where it is accepted, goes first; oneDNN's direct forms do about 140 products and sums a nanosecond. In bf16 ours
+   was faster for all shapes measured, except where a tile is mostly empty. */
 static bool pays(const rsi_conv_call *k, const plan *p) {
   const rsi_conv_shape *const s = &k->s;
   const double work = 2.0 * (double)(s->n * s->oh * s->ow * s->kh * s->kw) * (double)(s->c * s->o);
+  if (p->s.half) return work > 1e6 && s->c >= 16 && s->o >= 16;
   return work > 1e6 && p->work < work / 140;
 }
 
 bool rsi_split_conv_accepts(const rsi_exec *x, const rsi_conv_call *k) {
   const rsi_conv_shape *const s = &k->s;
   if (x->exact || x->k->split_conv->task == NULL || !rsi_cpu_split()) return false;
-  if (k->kind > RSI_CONV_DATA || k->x_dtype != RS_F32 || k->y_dtype != RS_F32 || k->x_block != 16 || k->y_block != 16) return false;
+  const bool f32 = k->x_dtype == RS_F32 && k->y_dtype == RS_F32 && k->x_block == 16 && k->y_block == 16;
+  const bool half = k->x_dtype == RS_BF16 && k->y_dtype == RS_BF16 && k->x_block == s->c && k->y_block == s->o;
+  if (k->kind > RSI_CONV_DATA || !(f32 || half)) return false;
   if (s->groups != 1 || s->n < 1 || s->c < 1 || s->o < 1 || s->h < 1 || s->w < 1 || s->oh < 1 || s->ow < 1) return false;
   if (s->sh > 2 || s->sw > 2 || s->kh * s->kw > RSI_SPLIT_TAPS || s->kh * s->kw < 1) return false;
   const plan p = make_plan(x, k);
   const int64_t most = INT32_MAX / 2;
-  if (p.s.runs * PARTS * p.s.positions * 32 > most || (int64_t)(p.weights / 2) > most * p.s.groups_out) return false;
-  if (s->n * larger(p.s.groups_in * p.s.h * p.s.w, p.s.groups_out * p.s.oh * p.s.ow) > most) return false;
+  if (p.s.runs * p.s.parts * p.s.positions * 32 > most || (int64_t)(p.weights / 2) > most * p.s.groups_out) return false;
+  if (p.s.n * larger(p.s.groups_in * p.s.h * p.s.w, p.s.groups_out * p.s.oh * p.s.ow) > most) return false;
   return pays(k, &p);
 }
 
@@ -246,10 +268,13 @@ static void pack_weights(const rsi_exec *x, const plan *p, uint16_t *b, void *sc
 
 static int64_t most_lanes(const rsi_exec *x) { return rsi_lane_count(rsi_pool_threads(x->pool), RSI_MOST_LANES); }
 
+/* Of the weights that a pack ends with, for sums that are computed again. */
+static size_t plain_bytes(const plan *p) { return p->s.half ? 0 : (size_t)(p->s.in * p->s.out * p->taps) * sizeof(float); }
+
 size_t rsi_split_conv_pack_bytes(const rsi_exec *x, const rsi_conv_call *k, uint64_t *layout) {
   const plan p = make_plan(x, k);
-  *layout = (uint64_t)(p.s.runs << 40 | p.s.groups_out << 16 | p.taps);
-  return rsi_lane_round(p.weights) + (size_t)(p.s.in * p.s.out * p.taps) * sizeof(float);
+  *layout = (uint64_t)((int64_t)p.s.half << 62 | p.s.runs << 40 | p.s.groups_out << 16 | p.taps);
+  return rsi_lane_round(p.weights) + plain_bytes(&p);
 }
 
 size_t rsi_split_conv_pack_scratch(const rsi_exec *x, const rsi_conv_call *k) {
@@ -261,7 +286,7 @@ void rsi_split_conv_pack_run(const rsi_exec *x, const rsi_conv_call *k, const fl
   plan p = make_plan(x, k);
   p.s.weight = weight;
   pack_weights(x, &p, packed, scratch);
-  memcpy((char *)packed + rsi_lane_round(p.weights), weight, (size_t)(p.s.in * p.s.out * p.taps) * sizeof(float));
+  memcpy((char *)packed + rsi_lane_round(p.weights), weight, plain_bytes(&p));
 }
 
 /* ---- a run --------------------------------------------------------------------------------------------------------------- */
@@ -285,7 +310,7 @@ static size_t bias_bytes(const plan *p) { return rsi_lane_round((size_t)(p->s.gr
 
 size_t rsi_split_conv_bytes(const rsi_exec *x, const rsi_conv_call *k) {
   const plan p = make_plan(x, k);
-  return bias_bytes(&p) + (k->packed ? 0 : rsi_lane_round(p.weights)) + (size_t)most_lanes(x) * p.each;
+  return bias_bytes(&p) + (k->packed || p.s.fresh ? 0 : rsi_lane_round(p.weights)) + (size_t)most_lanes(x) * p.each;
 }
 
 void rsi_split_conv_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_conv_data *data, void *scratch) {
@@ -293,9 +318,9 @@ void rsi_split_conv_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_con
   char *at = scratch;
   p.s.x = k->kind == RSI_CONV_DATA ? data->y : data->x, p.s.y = k->kind == RSI_CONV_DATA ? data->x : data->y;
   p.s.residual = data->residual;
-  if (data->bias != NULL) {
+  if (data->bias != NULL || p.s.half) {
     memset(at, 0, bias_bytes(&p));
-    memcpy(at, data->bias, (size_t)p.s.out * sizeof(float));
+    if (data->bias != NULL) memcpy(at, data->bias, (size_t)p.s.out * sizeof(float));
     p.s.bias = (const float *)(void *)at;
   }
   at += bias_bytes(&p);
@@ -303,8 +328,8 @@ void rsi_split_conv_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_con
   if (k->act == RSI_CONV_RELU6) p.s.high = 6;
   uint16_t *const b = k->packed ? data->w : (uint16_t *)(void *)at;
   if (k->packed) p.s.weight = (const float *)(const void *)((const char *)data->w + rsi_lane_round(p.weights));
-  else {
-    p.s.weight = data->w;
+  else p.s.weight = data->w;
+  if (!k->packed && !p.s.fresh) {
     at += rsi_lane_round(p.weights);
     pack_weights(x, &p, b, at);
   }
