@@ -59,6 +59,7 @@ AMX static void multiply(int64_t runs, const uint16_t *a0, int64_t row0, int64_t
       _tile_loadd(6, b, PANEL_ROW * 2);
       _tile_loadd(7, b + 32, PANEL_ROW * 2);
       _tile_loadd(5, a1 + r * run1, row1 * 2);
+      if (r % 4 == 0) rsi_stay_awake();
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(2, 5, 6);

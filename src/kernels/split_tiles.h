@@ -111,15 +111,6 @@ typedef struct rsi_split_runs {
   const int32_t *offset;
 } rsi_split_runs;
 
-/*
-** One addition of floats. Measured: where a core runs tiles and nothing else on floats for half a microsecond, the next store of a tile takes
-** 270 ns longer, as if the vector units had been put to sleep; one such instruction for each run prevents it.
-*/
-RSI_TILES_IN void rsi_stay_awake(void) {
-  __m256 zero = _mm256_setzero_ps();
-  __asm__ volatile("vaddps %0, %0, %0" : "+x"(zero));
-}
-
 /* What is done between the products of tiles, which take some 100 cycles each: RSI_BETWEEN times in a run. */
 typedef void (*rsi_between_fn)(void *arg);
 enum { RSI_BETWEEN = 6 };

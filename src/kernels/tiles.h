@@ -17,4 +17,13 @@ static const rsi_tile_config rsi_tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64
 /* Before the first product of a task; _tile_release() after the last. */
 __attribute__((target("amx-tile"), always_inline)) static inline void rsi_tiles_begin(void) { _tile_loadconfig(&rsi_tiles); }
 
+/*
+** One addition of floats. Measured: where a core runs tiles and nothing else on floats for half a microsecond, the next store of a tile takes
+** 270 ns longer, as if the vector units had been put to sleep; one such instruction for each run prevents it.
+*/
+static inline __attribute__((always_inline)) void rsi_stay_awake(void) {
+  __m256 zero = _mm256_setzero_ps();
+  __asm__ volatile("vaddps %0, %0, %0" : "+x"(zero));
+}
+
 #endif
