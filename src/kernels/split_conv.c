@@ -13,10 +13,7 @@
 #if RSI_ISA_LEVEL == 2
 
 typedef rsi_split_conv conv;
-#include <stdio.h>
-static uint64_t T[4], N;
-__attribute__((destructor)) static void show(void) { if (N) fprintf(stderr, "tasks %lu pack %.1f us tiles %.1f us\n", N, T[0] / 2.6e3, T[1] / 2.6e3); }
-enum { TABLE = RSI_SIDE, RING = 8, SUMS = 4 * 256, PIXEL = 32, AHEAD = 4096 };      /* PIXEL: elements of a position */
+enum { TABLE = RSI_SIDE, RING = 8, SUMS = 4 * 256, PIXEL = 32 };      /* PIXEL: elements of a position */
 
 /* ---- scratch ----------------------------------------------------------------------------------------------------------- */
 
@@ -121,11 +118,7 @@ RSI_TILES_IN void put_pixels(int parts, const source *from, int64_t first, int64
   for (int64_t i = 0; i < count; i++, x += step, to += to_step) {
     if (parts == 1) {
       const int64_t last = from->lines - 1;
-      for (int64_t p = 0; p < last; p++) {
-        _mm_prefetch(x + p * 64 + AHEAD, _MM_HINT_T1);
-        _mm512_storeu_si512(to + p * from->line, _mm512_loadu_si512(x + p * 64));
-      }
-      _mm_prefetch(x + last * 64 + AHEAD, _MM_HINT_T1);
+      for (int64_t p = 0; p < last; p++) _mm512_storeu_si512(to + p * from->line, _mm512_loadu_si512(x + p * 64));
       _mm512_storeu_si512(to + last * from->line, _mm512_maskz_loadu_epi16(from->last, x + last * 64));
       continue;
     }
@@ -394,6 +387,7 @@ RSI_TILES_IN void multiply_half(work *w, int down, int across, int64_t runs, con
   if (lower && right) _tile_zero(3);
   for (int64_t r = 0; r < runs; r++) {
     const int64_t at = a_at[r], bt = b_at[r];
+    if (r % 4 == 0) rsi_stay_awake();
     _tile_loadd(4, a[0] + at, line);
     _tile_loadd(6, b[0] + bt, 64);
     _tile_dpbf16ps(0, 4, 6);
@@ -406,9 +400,9 @@ RSI_TILES_IN void multiply_half(work *w, int down, int across, int64_t runs, con
       _tile_dpbf16ps(2, 5, 6);
     }
     if (lower && right) _tile_dpbf16ps(3, 5, 7);
-    if (0) end_pixel(&e, across, unit);
+    for (const int64_t end = smaller(unit + each, units); unit < end; unit++) end_pixel(&e, across, unit);
   }
-
+  for (; unit < units; unit++) end_pixel(&e, across, unit);
   _tile_stored(0, sums, across * 64);
   if (right) _tile_stored(1, sums + 16, across * 64);
   if (lower) _tile_stored(2, sums + across * 256, across * 64);
@@ -469,8 +463,7 @@ RSI_TILES_IN const uint16_t *weights_of(int parts, const work *w, const rsi_spli
 RSI_TILES_IN void rows_task(int parts, work *w, int64_t first, int64_t last, int64_t group, int64_t groups) {
   const conv *const s = w->s;
   if (s->in_place) w->z->a = (uint16_t *)(uintptr_t)s->x;
-  else { uint64_t t0 = __rdtsc(); pack_rows(parts, s, first, last, w->z->a); t0 = __rdtsc() - t0; if (!N || t0 < T[0]) T[0] = t0; N++; }
-  uint64_t t1 = __rdtsc();
+  else pack_rows(parts, s, first, last, w->z->a);
   for (int64_t k = 0; k < s->phases; k++) {
     const rsi_split_phase *const f = &s->phase[k];
     const int64_t runs = s->runs * f->taps, step = runs * parts * RSI_TILE;
@@ -490,7 +483,6 @@ RSI_TILES_IN void rows_task(int parts, work *w, int64_t first, int64_t last, int
         chains[parts == 1][t + 1 < tiles][g + 1 < groups](w, runs, w->z->start + t, w->z->out + t * TABLE, group + g, b, step);
     }
   }
-  t1 = __rdtsc() - t1; if (!T[1] || t1 < T[1]) T[1] = t1;
 }
 
 /* ---- a task by images -------------------------------------------------------------------------------------------------- */
@@ -615,6 +607,8 @@ RSI_TILES static void task(const conv *s, int64_t first, int64_t rows, int64_t g
 
 /* ---- weights ------------------------------------------------------------------------------------------------------------- */
 
+enum { LINES_AHEAD = 96, ROWS_AHEAD = 8 };      /* weights come from memory, in pieces too short for the processor to foresee */
+
 /* lines: [32 channels][taps of a filter][16 results], zeros where there is no channel or result */
 RSI_TILES static void gather_lines(const conv *s, int64_t group, int64_t run, int64_t taps, float *lines) {
   const int64_t filled = smaller(16, s->out - group * 16), c0 = run * RSI_DEEP;
@@ -627,14 +621,14 @@ RSI_TILES static void gather_lines(const conv *s, int64_t group, int64_t run, in
     if (s->weight_in == taps) {                    /* the channels and taps of a filter lie side by side */
       for (int64_t i = 0; i < channels * taps; i += 16) {
         __m512 v[16];
-        for (int64_t o = 0; o < filled; o++) _mm_prefetch((const char *)(from + o * s->weight_out + i + 96), _MM_HINT_T0);
+        for (int64_t o = 0; o < filled; o++) _mm_prefetch((const char *)(from + o * s->weight_out + i + LINES_AHEAD), _MM_HINT_T0);
         rsi_load16(from + i, s->weight_out, 1, filled, smaller(16, channels * taps - i), v);
         rsi_transpose16(v);
         for (int64_t q = 0; q < smaller(16, channels * taps - i); q++) _mm512_storeu_ps(to + (i + q) * 16, v[q]);
       }
     } else {                                       /* the results and taps of a channel do */
       for (int64_t c = 0; c < channels; c++) {
-        for (int64_t i = 0; i < filled * taps; i += 16) _mm_prefetch((const char *)(from + (c + 8) * s->weight_in + i), _MM_HINT_T0);
+        for (int64_t i = 0; i < filled * taps; i += 16) _mm_prefetch((const char *)(from + (c + ROWS_AHEAD) * s->weight_in + i), _MM_HINT_T0);
         for (int64_t t = 0; t < taps; t += 16) {
           __m512 v[16];
           if (taps == 1) v[0] = _mm512_maskz_loadu_ps(rsi_first_of(filled), from + c * s->weight_in);

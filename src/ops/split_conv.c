@@ -141,7 +141,7 @@ static void cut_rows(plan *p) {
     int64_t pieces = 1;
     /* Packing shows beside products in bf16: rather more bands than each of them packed for several tasks. */
     if (s->half && p->weights <= WEIGHT_BYTES) {
-      const int64_t tasks = larger(smaller((int64_t)(7 * p->products / TASK_NS), TASKS), 1);
+      const int64_t tasks = larger(smaller((int64_t)(7 * p->products) / TASK_NS, TASKS), 1);
       rows = smaller(rows, divide_up(all, tasks) + s->far_y);
     }
     if (rows >= image) {
@@ -174,7 +174,7 @@ static double work_of(const plan *p) {
   const rsi_split_conv *const s = &p->s;
   const double split = (double)(s->n * s->h * s->w * s->runs * p->group_tasks), finished = (double)(s->n * s->oh * s->ow * s->groups_out);
   const double far = p->weights > WEIGHT_BYTES ? (double)p->weights * (double)smaller(p->row_tasks, 4) : 0;
-  if (s->half) return 9 * p->products + (s->in_place ? 0 : 1.2 * split) + 2 * finished + 0.03 * far;
+  if (s->half) return 7 * p->products + (s->in_place ? 0 : 2.5 * split) + finished + 0.03 * far;
   return 50 * p->products + 7.5 * split + 5 * finished + 0.03 * far;
 }
 
