@@ -1,5 +1,5 @@
--- Gradients of convolution weights by split products beside the plain sums: bands and edges of every kind, how exact they are, and
--- numbers out of their range.
+-- Gradients of convolution weights by split products, and of bf16 by the same tiles, beside the plain sums: bands and edges of every
+-- kind, how exact they are, and numbers out of their range.
 
 local ffi = require "ffi"
 local resin = require "resin"
@@ -10,6 +10,9 @@ local samples = require "spec.support.samples"
 local C, ctx = lib.C, lib.ctx
 
 local function block(x) return ops.image_block(x, {channels = x.shape[2], from = 1, block = 16}) end
+local function last(x)                -- NHWC, bf16
+  return ops.image_block(x, {channels = x.shape[2], from = 1, block = x.shape[2], dtype = "bf16"})
+end
 local function last_kernel() return ffi.string(C.rs_last_kernel(ctx)) end
 
 local function exactly(f)
@@ -117,6 +120,82 @@ describe("gradients of weights by split products", function()
     for i, case in ipairs(cases) do
       local x, g, _, options = operands(case)
       ops.conv2d_block_weight(block(x), block(g), options)
+      assert.equal("split " .. i, last_kernel() .. " " .. i)
+    end
+  end)
+end)
+
+-- As above; channels that fill no block, taps in groups of every size, odd numbers of blocks.
+local half_cases = {
+  {32, 64, 4, 4, 64, 3, 3, 1, 1, 1},
+  {63, 72, 9, 12, 136, 3, 3, 2, 1, 1},
+  {7, 64, 17, 19, 48, 5, 3, 1, 2, 1},
+  {32, 320, 15, 15, 256, 1, 3, 2, 1, 1},
+  {16, 112, 13, 16, 96, 3, 3, 1, 0, 2},
+  {16, 64, 4, 4, 160, 5, 5, 1, 2, 1},
+  {32, 64, 24, 24, 64, 3, 3, 2, 1, 1},
+  {2, 75, 30, 31, 53, 3, 3, 1, 1, 1},      -- bands of two images
+  {16, 96, 20, 20, 125, 2, 2, 1, 1, 1},
+  {4, 64, 21, 20, 77, 4, 4, 1, 2, 1},
+  {5, 48, 25, 18, 64, 7, 7, 1, 3, 1},
+  {16, 200, 14, 13, 180, 3, 1, 1, 1, 1},
+  {16, 256, 14, 14, 256, 3, 3, 1, 1, 1},   -- more blocks than a task has
+  {8, 64, 28, 28, 128, 1, 1, 2, 0, 1},
+}
+
+local function half_operands(case)
+  local x, g, plain, options = operands(case)
+  options.block_in, options.block_out = case[2], case[5]
+  return last(x), last(g), plain, options
+end
+
+describe("gradients of weights of bf16 images by tiles", function()
+  local function sums(case)
+    local x, g, _, options = half_operands(case)
+    return ops.conv2d_block_weight(x, g, options)
+  end
+  sums(half_cases[1])
+  local able = last_kernel() == "split"
+
+  for _, case in ipairs(half_cases) do
+    it("are the sums of f32: " .. table.concat(case, ","), function()
+      local x, g, plain, options = half_operands(case)
+      local function image(y, channels) return ops.image_block(y, {channels = channels, from = channels, block = 1, dtype = "f32"}) end
+      local a, b = image(x, case[2]), image(g, case[5])
+      a, b = a:reshape(a.shape[1], a.shape[2], a.shape[3], a.shape[4]), b:reshape(b.shape[1], b.shape[2], b.shape[3], b.shape[4])
+      local want = exactly(function() return ops.conv2d_backward_weight(a:double(), b:double(), plain) end)
+      local got = ops.conv2d_block_weight(x, g, options)
+      local most, mean = errors(got, want)
+      assert.is_true(mean <= 2e-6 and most <= 4e-6, ("%g and %g by %s"):format(most, mean, last_kernel()))
+      for _, count in ipairs {1, 2, 3} do assert.equal(0, samples.difference(got, on_threads(count, function() return sums(case) end))) end
+    end)
+  end
+
+  it("pass on what is not finite", function()
+    for _, case in ipairs {half_cases[2], half_cases[7], half_cases[8]} do
+      for _, value in ipairs {math.huge, -math.huge, 0 / 0} do
+        for which = 1, 2 do
+          for _, at in ipairs {1, 4} do
+            local x, g, _, options = half_operands(case)
+            local image = which == 1 and x or g
+            image:select(1, 1):select(1, 1):select(1, at):select(1, at):select(1, 3):fill_(value)
+            local want = exactly(function() return ops.conv2d_block_weight(x, g, options) end)
+            local got = ops.conv2d_block_weight(x, g, options)
+            local a, b = want:flatten():totable(), got:flatten():totable()
+            for i = 1, #a do
+              local same = a[i] == b[i] or (a[i] ~= a[i] and b[i] ~= b[i]) or math.abs(a[i] - b[i]) <= 1e-3
+              if not same then error(("%g became %g for %g"):format(a[i], b[i], value)) end
+            end
+          end
+        end
+      end
+    end
+  end)
+
+  it("are what runs on this machine", function()
+    if not able then pending("no tiles here") return end
+    for i, case in ipairs(half_cases) do
+      sums(case)
       assert.equal("split " .. i, last_kernel() .. " " .. i)
     end
   end)

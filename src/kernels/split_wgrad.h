@@ -1,5 +1,6 @@
 /*
-** The gradient of a convolution's weight from block images [N, G, H, W, 16], as split products (kernels/split_tiles.h):
+** The gradient of a convolution's weight on tiles (kernels/split_tiles.h): from f32 block images [N, G, H, W, 16] by split products, three
+** parts of each number, and from bf16 images [N, H, W, C], where a number is its only part:
 ** dw[o, i, r, c] = the sum over images and pixels p of dy[p, o] x[p * stride + (r, c) * dilation - padding, i].
 **
 ** The steps of k that make a run lie in different places, all at the same pixel: every image is cut into bands_h x bands_w bands of
@@ -9,8 +10,8 @@
 ** With one band down (across) all members have the same edges, and products beyond them are left out.
 **
 ** A chunk is some rows of all bands. Split pixels: of dy two pairs of blocks of a chunk, one that is multiplied and the next one,
-** [2][2][chunk][columns][RSI_WGRAD_PIXEL]; of x [blocks][ring][win_w][RSI_WGRAD_PIXEL], where row j of the windows lies at j % ring, and
-** there is room for the rows that the next chunk adds.
+** [2][2][chunk][columns][pixel]; of x [blocks][ring][win_w][pixel] (rsi_wgrad_pixel), where row j of the windows lies at j % ring, and
+** there is room for the rows that the next chunk adds. Blocks are those of 16 channels in either form of images.
 */
 #ifndef RSI_K_SPLIT_WGRAD_H
 #define RSI_K_SPLIT_WGRAD_H
@@ -19,13 +20,19 @@
 #include "kernels/split_tiles.h"
 
 enum {
-  RSI_WGRAD_PIXEL = RSI_RUN + 32,      /* bf16 of a split pixel of 16 channels and 32 members: a run, and a line of the cache apart */
   RSI_WGRAD_STAGE = 16,                /* pixels that are transposed at a time */
   RSI_WGRAD_SUMS  = 4 * RSI_SIDE * RSI_SIDE   /* of a pair of blocks of dy with a pair of blocks of x at a tap */
 };
 
+/* Bytes from one image, block of channels and pixel to the next; `channels` of them exist. */
+typedef struct rsi_wgrad_image {
+  const char *data;
+  int64_t channels, image, block, pixel;
+} rsi_wgrad_image;
+
 typedef struct rsi_split_wgrad {
-  const float *x, *dy;
+  rsi_wgrad_image x, dy;
+  int64_t parts;                       /* RSI_PARTS: f32; 1: bf16 */
   int64_t n, in, out;                  /* images; blocks of channels of x and of dy */
   int64_t h, w, oh, ow, kh, kw;
   int64_t before_h, before_w;          /* padding */
@@ -53,9 +60,12 @@ static inline int64_t rsi_wgrad_sums(const rsi_split_wgrad *s, int64_t out, int6
   return rsi_wgrad_pairs(out) * rsi_wgrad_pairs(in) * s->kh * s->kw * RSI_WGRAD_SUMS;
 }
 
+/* bf16 of a split pixel of 16 channels and 32 members: a run, and a line of the cache apart. */
+static inline int64_t rsi_wgrad_pixel(int64_t parts) { return parts * RSI_TILE + 32; }
+
 /* Split pixels of dy and of x that a piece keeps, in bytes. */
 static inline int64_t rsi_wgrad_split_bytes(const rsi_split_wgrad *s, int64_t in) {
-  return (4 * s->chunk * s->columns + in * s->ring * s->win_w) * RSI_WGRAD_PIXEL * (int64_t)sizeof(uint16_t);
+  return (4 * s->chunk * s->columns + in * s->ring * s->win_w) * rsi_wgrad_pixel(s->parts) * (int64_t)sizeof(uint16_t);
 }
 
 /* Bytes of scratch for pieces of so many blocks of x. */
@@ -67,9 +77,9 @@ static inline size_t rsi_wgrad_scratch(const rsi_split_wgrad *s, int64_t in) {
 typedef struct rsi_k_split_wgrad {
   void (*sum)(const rsi_split_wgrad *s, const rsi_wgrad_piece *p, float *sums, void *scratch);
   /* Block `o` of dy of a piece: adds the sums of `parts` pieces that differ in their chunks, `part` floats apart, and writes them to
-     dw: [filters, channels, taps]. Whether a sum was odd (rsi_odd). */
+     dw: [filters, channels, taps]. Whether a sum was odd (rsi_odd; of bf16: not finite, as products with zeros beyond edges may be). */
   bool (*finish)(const rsi_split_wgrad *s, const rsi_wgrad_piece *p, int64_t o, int64_t parts, int64_t part, const float *sums,
-                 int64_t filters, int64_t channels, float *dw);
+                 float *dw);
 } rsi_k_split_wgrad;
 
 #ifdef RSI_ISA_LEVEL

@@ -820,13 +820,16 @@ static const conv2d_block_weight_attrs
   w_each = {EACH3(32, 16, 16), .weight_size = {4, {32, 1, 3, 3}}},
   w_odd = {FORM(PAIR(2, 1), PAIR(1, 2), PAIR(1, 2), 2, 4, 1, 6), .weight_size = {4, {6, 2, 3, 2}}},
   w_wino = {SAME3(64, 16, 16), .weight_size = {4, {64, 64, 3, 3}}}, w_many = {HALF3(60, 16, 16), .weight_size = {4, {88, 60, 3, 3}}},
-  w_few = {FORM(ONE(2), ONE(0), ONE(1), 1, 64, 16, 16), .weight_size = {4, {96, 64, 2, 2}}};
+  w_few = {FORM(ONE(2), ONE(0), ONE(1), 1, 64, 16, 16), .weight_size = {4, {96, 64, 2, 2}}},
+  w_last = {SAME3(72, 72, 56), .weight_size = {4, {56, 72, 3, 3}}},
+  w_last_point = {FORM(ONE(2), ONE(0), ONE(1), 1, 64, 64, 96), .weight_size = {4, {96, 64, 1, 1}}};
 static const rsi_sample conv2d_block_weight_samples[] = {
   {"f2x2x8x8x16,f2x2x8x8x16", &w_same, 2e-5, 1},  {"f2x2x9x8x16,f2x2x5x4x16", &w_half, 2e-5, 1},
   {"f1x3x17x16x1,f1x2x9x8x16", &w_stem, 2e-5, 1}, {"f1x2x7x7x16,f1x3x7x7x16", &w_point, 2e-5, 1},
   {"f2x2x9x9x16,f2x2x9x9x16", &w_each, 2e-5, 1},  {"f2x4x7x7,f2x1x4x9x6", &w_odd, 2e-5, 1},
   {"f2x4x32x32x16,f2x4x32x32x16", &w_wino, 2e-4, 1}, {"f0x2x8x8x16,f0x2x8x8x16", &w_same, 0, 1},
   {"f31x4x5x4x16,f31x6x3x2x16", &w_many, 2e-5, 1}, {"f7x4x9x8x16,f7x6x4x4x16", &w_few, 2e-5, 1},
+  {"f7x1x6x8x72,f7x1x6x8x56", &w_last, 2e-5, 1}, {"f8x1x9x9x64,f8x1x5x5x96", &w_last_point, 2e-5, 1},
   {NULL, NULL, 0, 0}};
 
 /* ---- ops ------------------------------------------------------------------------------------------------------------- */
@@ -854,7 +857,7 @@ static const rsi_kernel conv2d_block_data_kernels[] = {
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_data_fast, conv2d_block_data_fast_scratch, conv2d_block_data_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, conv2d_block_data_scratch, conv2d_block_data_run}, END};
 static const rsi_kernel conv2d_block_weight_kernels[] = {
-  {"split", RSI_PORTABLE, RSI_F32, conv2d_block_weight_split, conv2d_block_weight_split_scratch, conv2d_block_weight_split_run},
+  {"split", RSI_PORTABLE, RSI_F32 | 1u << RS_BF16, conv2d_block_weight_split, conv2d_block_weight_split_scratch, conv2d_block_weight_split_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_weight_fast, conv2d_block_weight_fast_scratch, conv2d_block_weight_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, conv2d_block_weight_scratch, conv2d_block_weight_run}, END};
 

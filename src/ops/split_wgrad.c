@@ -1,7 +1,8 @@
 /*
-** Which weight gradients kernels/split_wgrad.c computes, and how they are cut. A task is some blocks of filters, some blocks of channels
-** and some rows of pixels, so that what it splits stays in the second-level cache. When tasks differ in their rows, each has sums of
-** its own, which are added in order at the end. Bands and tasks depend on the shape only, and so does the result.
+** Which weight gradients kernels/split_wgrad.c computes, of f32 by split products and of bf16, and how they are cut. A task is some
+** blocks of filters, some blocks of channels and some rows of pixels, so that what it splits stays in the second-level cache. When tasks
+** differ in their rows, each has sums of its own, which are added in order at the end. Bands and tasks depend on the shape only, and so
+** does the result.
 */
 #include "ops/split_wgrad.h"
 #include "ops/split_product.h"
@@ -9,19 +10,23 @@
 #include <math.h>
 
 enum {
-  SPLIT_BYTES = 1536 * 1024,     /* of split pixels of a task, at most, if possible */
-  MOST_FILTERS = 16, MOST_CHANNELS = 8,   /* blocks of a task */
+  MOST_FILTERS = 16,             /* blocks of a task */
   BANDS = 8,                     /* members of an image, as a multiple of what fills a group */
   MOST_TASKS = 8                 /* that pixels are cut into smaller slices for */
 };
 
 /*
-** Cycles, measured: products of four pairs of tiles; sums of a chain of products; splitting a pixel of 32 members; a sum brought to the
-** result; and those of a slice that is worth it.
+** Cycles, measured: products of four pairs of tiles, and in 1x1 convolutions; sums of a chain of products; splitting a pixel of 32 members;
+** a sum brought to the result; and those of a slice that is worth it. What a task may have: bytes of split pixels, if possible; blocks of
+** channels.
 */
-static const double RUN = 470, CHAIN = 350, SPLIT_X = 600, SPLIT_Y = 900, SUM = 2, TASK = 5e6;
+typedef struct prices { double run, point, chain, split_x, split_y, sum, task; int64_t bytes, blocks; } prices;
+static const prices SPLIT = {470, 470, 350, 600, 900, 2, 5e6, 1536 * 1024, 8}, HALF = {85, 110, 300, 350, 450, 2, 2e6, 1024 * 1024, 16};
 /* Of a multiplication and addition by oneDNN, in a 1x1 convolution, more with few channels; and of a weight that Winograd brings back. */
 static const double WINOGRAD = 0.0182, DIRECT = 0.045, POINT = 0.042, FEW = 0.15, WEIGHT = 3;
+/* Of bf16: the usual convolution, a 1x1 one, more with few channels, and in small images; how much longer with a stride or a dilation; a call. */
+static const double HALF_DIRECT = 0.008, HALF_FEW = 0.1, HALF_SMALL = 4, HALF_POINT = 0.013, HALF_POINT_FEW = 0.5, HALF_APART = 1.5,
+                    HALF_CALL = 2e4;
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -53,9 +58,10 @@ static int64_t even_part(int64_t blocks, int64_t parts) {
 }
 
 /* The plan with these bands and at most so many blocks of channels in a task; its cycles tell how good it is. */
-static plan plan_of(const rsi_conv_shape *s, int64_t bands_h, int64_t bands_w, int64_t blocks) {
-  plan p = {.s = {.n = s->n, .in = divide_up(s->c, RSI_SIDE), .out = divide_up(s->o, RSI_SIDE), .h = s->h, .w = s->w, .oh = s->oh,
-                  .ow = s->ow, .kh = s->kh, .kw = s->kw, .before_h = s->ph, .before_w = s->pw, .bands_h = bands_h, .bands_w = bands_w}};
+static plan plan_of(const rsi_conv_shape *s, int64_t parts, int64_t bands_h, int64_t bands_w, int64_t blocks) {
+  const prices *const cost = parts == 1 ? &HALF : &SPLIT;
+  plan p = {.s = {.parts = parts, .n = s->n, .in = divide_up(s->c, RSI_SIDE), .out = divide_up(s->o, RSI_SIDE), .h = s->h, .w = s->w,
+                  .oh = s->oh, .ow = s->ow, .kh = s->kh, .kw = s->kw, .before_h = s->ph, .before_w = s->pw, .bands_h = bands_h, .bands_w = bands_w}};
   rsi_split_wgrad *const g = &p.s;
   g->rows = divide_up(s->oh, bands_h), g->columns = divide_up(s->ow, bands_w);
   g->groups = divide_up(s->n * bands_h * bands_w, RSI_DEEP);
@@ -68,31 +74,33 @@ static plan plan_of(const rsi_conv_shape *s, int64_t bands_h, int64_t bands_w, i
   p.o_tasks = divide_up(g->out, p.o_each), p.i_tasks = divide_up(g->in, p.i_each);
 
   /* A chunk row takes a_row and step_h b_row, twice when there is a next chunk. */
-  const int64_t pixel = RSI_WGRAD_PIXEL * (int64_t)sizeof(uint16_t), taps_h = (s->kh - 1) * g->tap_h + 1;
+  const int64_t pixel = rsi_wgrad_pixel(parts) * (int64_t)sizeof(uint16_t), taps_h = (s->kh - 1) * g->tap_h + 1;
   const int64_t a_row = 4 * g->columns * pixel, b_row = p.i_each * g->win_w * pixel;
   g->chunk = g->rows;
-  if (a_row * g->rows + b_row * g->win_h > SPLIT_BYTES)
-    g->chunk = most(1, least(g->rows, (SPLIT_BYTES - (taps_h - g->step_h) * b_row) / (a_row + 2 * g->step_h * b_row)));
+  if (a_row * g->rows + b_row * g->win_h > cost->bytes)
+    g->chunk = most(1, least(g->rows, (cost->bytes - (taps_h - g->step_h) * b_row) / (a_row + 2 * g->step_h * b_row)));
   g->chunks = divide_up(g->rows, g->chunk), g->chunk = divide_up(g->rows, g->chunks);
   g->ring = (g->chunk - 1) * g->step_h + taps_h + (g->chunks > 1 ? g->chunk * g->step_h : 0);
   const int64_t bytes = rsi_wgrad_split_bytes(g, p.i_each);
 
   const double taps = (double)(s->kh * s->kw), pairs = (double)(rsi_wgrad_pairs(g->out) * rsi_wgrad_pairs(g->in));
   const double down = bands_h > 1 ? (double)(g->rows * s->kh) : (double)pixels_inside(s->oh, s->sh, s->kh, s->dh, s->ph, s->h);
-  const double across = bands_w > 1 ? (double)(g->columns * s->kw) : (double)pixels_inside(s->ow, s->sw, s->kw, s->dw, s->pw, s->w);
+  const bool wide = bands_w > 1 || (parts == 1 && s->kw > 1);
+  const double across = wide ? (double)(g->columns * s->kw) : (double)pixels_inside(s->ow, s->sw, s->kw, s->dw, s->pw, s->w);
   const int64_t rows_x = bands_h > 1 ? g->win_h : least(g->win_h, divide_up(s->h, g->unit_h));
-  const int64_t columns_x = bands_w > 1 ? g->win_w : least(g->win_w, divide_up(s->w, g->unit_w));
-  p.cycles = (double)g->groups * (down * across * pairs * RUN + (double)g->chunks * taps * pairs * CHAIN +
-                                  (double)(rows_x * (columns_x + 4) * g->in * p.o_tasks) * SPLIT_X +
-                                  (double)(g->rows * g->columns * g->out * p.i_tasks) * SPLIT_Y);
+  const int64_t columns_x = wide ? g->win_w : least(g->win_w, divide_up(s->w, g->unit_w));
+  const double run = s->kw == 1 ? cost->point : cost->run;
+  p.cycles = (double)g->groups * (down * across * pairs * run + (double)g->chunks * taps * pairs * cost->chain +
+                                  (double)(rows_x * (columns_x + 4) * g->in * p.o_tasks) * cost->split_x +
+                                  (double)(g->rows * g->columns * g->out * p.i_tasks) * cost->split_y);
   const double weights = (double)(g->in * g->out * RSI_SIDE * RSI_SIDE) * taps;
   p.slices = 1;
   while (p.slices < MOST_TASKS && p.o_tasks * p.i_tasks * p.slices < MOST_TASKS && 2 * p.slices <= g->groups * g->chunks &&
-         p.cycles >= 2 * TASK * (double)(p.o_tasks * p.i_tasks * p.slices))
+         p.cycles >= 2 * cost->task * (double)(p.o_tasks * p.i_tasks * p.slices))
     p.slices *= 2;
-  p.cycles += weights * SUM * (double)(p.slices > 1 ? p.slices + 1 : 1);
+  p.cycles += weights * cost->sum * (double)(p.slices > 1 ? p.slices + 1 : 1);
   /* What does not fit has to come from further away. */
-  if (bytes > SPLIT_BYTES) p.cycles *= (double)bytes / SPLIT_BYTES;
+  if (bytes > cost->bytes) p.cycles *= (double)bytes / (double)cost->bytes;
   return p;
 }
 
@@ -102,32 +110,43 @@ static plan make_plan(const rsi_conv_call *k) {
   static const uint8_t counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 64};
   const int n = (int)(sizeof counts / sizeof *counts);
   const int64_t most_bands = BANDS * divide_up(RSI_DEEP, s.n);
+  const int64_t parts = k->x_dtype == RS_BF16 ? 1 : RSI_PARTS;
+  const prices *const cost = parts == 1 ? &HALF : &SPLIT;
   plan best = {.cycles = (double)INFINITY};
   for (int i = 0; i < n && counts[i] <= s.oh; i++)
     for (int j = 0; j < n && counts[j] <= s.ow && counts[i] * counts[j] <= most_bands; j++)
-      for (int64_t blocks = MOST_CHANNELS; blocks >= MOST_CHANNELS / 2; blocks /= 2) {
-        const plan p = plan_of(&s, counts[i], counts[j], blocks);
+      for (int64_t blocks = cost->blocks; blocks >= 4; blocks /= 2) {
+        const plan p = plan_of(&s, parts, counts[i], counts[j], blocks);
         if (p.cycles < best.cycles) best = p;
-        if (p.s.in <= MOST_CHANNELS / 2) break;
+        if (p.s.in <= blocks / 2) break;
       }
   return best;
 }
 
 /* Cycles of oneDNN's forms, measured: Winograd, which it takes for the usual 3x3 convolution when there are tiles enough, and direct sums. */
-static double others(const rsi_conv_shape *s) {
+static double others(const rsi_conv_call *k) {
+  const rsi_conv_shape *const s = &k->s;
   const double weights = (double)(s->c * s->o * s->kh * s->kw), work = weights * (double)(s->n * s->oh * s->ow);
   const bool winograd = s->kh == 3 && s->kw == 3 && s->sh == 1 && s->sw == 1 && s->dh == 1 && s->dw == 1 && s->ph <= 1 && s->pw <= 1 &&
                         s->c >= 32 && s->o >= 32 && s->c % 16 == 0 && s->o % 16 == 0 && s->n * divide_up(s->oh, 4) * divide_up(s->ow, 4) >= 32;
+  const double few = 1 / (double)s->c + 1 / (double)s->o;
+  if (k->x_dtype == RS_BF16) {
+    const double each = s->kh * s->kw == 1 ? HALF_POINT + HALF_POINT_FEW * few
+                                             : (HALF_DIRECT + HALF_FEW * few) * (1 + HALF_SMALL / (double)s->ow);
+    return work * each * (s->sh * s->sw * s->dh * s->dw > 1 ? HALF_APART : 1) + HALF_CALL;
+  }
   if (s->kh * s->kw == 1) return work * POINT;
-  return work * ((winograd ? WINOGRAD : DIRECT) + FEW / (double)s->c + FEW / (double)s->o) + (winograd ? weights * WEIGHT : 0);
+  return work * ((winograd ? WINOGRAD : DIRECT) + FEW * few) + (winograd ? weights * WEIGHT : 0);
 }
 
 bool rsi_split_wgrad_accepts(const rsi_exec *x, const rsi_conv_call *k) {
   const rsi_conv_shape *const s = &k->s;
   if (!rsi_splits(x) || x->k->split_wgrad->sum == NULL || k->kind != RSI_CONV_WEIGHT) return false;
-  if (k->x_dtype != RS_F32 || k->y_dtype != RS_F32 || k->x_block != RSI_SIDE || k->y_block != RSI_SIDE || s->groups != 1) return false;
+  const bool split = k->x_dtype == RS_F32 && k->y_dtype == RS_F32 && k->x_block == RSI_SIDE && k->y_block == RSI_SIDE;
+  const bool half = k->x_dtype == RS_BF16 && k->y_dtype == RS_BF16 && k->x_block == s->c && k->y_block == s->o;
+  if (!(split || half) || s->groups != 1) return false;
   if (s->n == 0 || s->c == 0 || s->o == 0 || s->h * s->w == 0 || s->oh * s->ow == 0 || s->kh * s->kw == 0) return false;
-  return make_plan(k).cycles < others(s);
+  return make_plan(k).cycles < others(k);
 }
 
 /* ---- a run --------------------------------------------------------------------------------------------------------------- */
@@ -137,7 +156,6 @@ typedef struct job {
   const plan *p;
   float *sums;                   /* of all tasks, when there are slices */
   int64_t part;                  /* floats of one */
-  int64_t filters, channels;
   float  *dw;
   _Atomic int odd;
 } job;
@@ -149,7 +167,7 @@ static rsi_wgrad_piece piece_of(const plan *p, int64_t tile, int64_t slice) {
 }
 
 static void finish(job *j, const rsi_wgrad_piece *piece, int64_t o, const float *sums) {
-  if (j->k->finish(&j->p->s, piece, o, j->p->slices, j->part, sums, j->filters, j->channels, j->dw))
+  if (j->k->finish(&j->p->s, piece, o, j->p->slices, j->part, sums, j->dw))
     atomic_store_explicit(&j->odd, 1, memory_order_relaxed);
 }
 
@@ -194,10 +212,17 @@ size_t rsi_split_wgrad_bytes(const rsi_exec *x, const rsi_conv_call *k) {
   return sums_bytes(&p) + (size_t)lanes_of(x, &p) * lane_bytes(&p);
 }
 
+/* f32 in blocks of 16 channels, bf16 with all channels of a pixel side by side. */
+static rsi_wgrad_image image_of(const void *data, int64_t parts, int64_t channels, int64_t pixels) {
+  if (parts == 1) return (rsi_wgrad_image){data, channels, pixels * channels * 2, RSI_SIDE * 2, channels * 2};
+  const int64_t pixel = RSI_SIDE * (int64_t)sizeof(float);
+  return (rsi_wgrad_image){data, channels, divide_up(channels, RSI_SIDE) * pixels * pixel, pixels * pixel, pixel};
+}
+
 bool rsi_split_wgrad_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_conv_data *data, void *scratch) {
   plan p = make_plan(k);
-  p.s.x = data->x, p.s.dy = data->y;
-  job j = {.k = x->k->split_wgrad, .p = &p, .sums = scratch, .part = part_floats(&p), .filters = k->s.o, .channels = k->s.c, .dw = data->w};
+  p.s.x = image_of(data->x, p.s.parts, k->s.c, k->s.h * k->s.w), p.s.dy = image_of(data->y, p.s.parts, k->s.o, k->s.oh * k->s.ow);
+  job j = {.k = x->k->split_wgrad, .p = &p, .sums = scratch, .part = part_floats(&p), .dw = data->w};
   atomic_init(&j.odd, 0);
   const int64_t lanes = lanes_of(x, &p);
   rsi_lanes_run(x->pool, lanes, task_count(&p), task, &j, (char *)scratch + sums_bytes(&p), lane_bytes(&p));
