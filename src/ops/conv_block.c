@@ -487,28 +487,24 @@ static rs_status run_fast(const rsi_call *c, const rsi_conv_call *k, const rsi_c
   return rsi_onednn_conv_run(c->x, k, data, c->scratch);
 }
 
-/* A pack was made for this very layout. */
-static rs_status unpack(const rsi_call *c, const rsi_conv_call *k, uint64_t maker, char **weight) {
+/* A pack was made by this maker for this very layout, of so many bytes. */
+static rs_status unpack(const rsi_call *c, uint64_t maker, uint64_t layout, size_t bytes, char **weight) {
   rsi_conv_pack_head head;
-  uint64_t layout = 0;
   memcpy(&head, c->in[1]->data, sizeof head);
-  const size_t bytes = maker == RSI_CONV_PACK_WINOGRAD ? rsi_winograd_pack_bytes(c->x, k, &layout)
-                       : maker == RSI_CONV_PACK_EACH ? rsi_depthwise_pack_bytes(c->x, k, &layout)
-                       : maker == RSI_CONV_PACK_SPLIT ? rsi_split_conv_pack_bytes(c->x, k, &layout)
-                                                      : rsi_onednn_pack_bytes(c->x->onednn, k, &layout);
   RSI_CHECK(head.magic == maker && head.layout == layout && (size_t)c->in[1]->numel >= sizeof head + bytes, RS_ERR_STATE,
             "the weight was packed for another convolution; pack it with the attributes of this one");
   *weight = (char *)c->in[1]->data + sizeof head;
   return RS_OK;
 }
 
+/* Nobody else packed the weight; what has no data yet was packed by nobody. */
+static bool unclaimed(const rs_tensor *w, uint64_t maker) { return !is_packed(w) || w->data == NULL || made_by(w, maker); }
+
 static bool conv2d_block_fast(const rsi_call *c) {
   plain p;
   rsi_conv_call k;
   if (!forward_call(c, &p, &k)) return false;
-  if (k.packed && (made_by(c->in[1], RSI_CONV_PACK_PLAIN) || made_by(c->in[1], RSI_CONV_PACK_WINOGRAD) ||
-                   made_by(c->in[1], RSI_CONV_PACK_SPLIT) || made_by(c->in[1], RSI_CONV_PACK_EACH))) return false;
-  return rsi_onednn_conv_accepts(c->x->onednn, &k);
+  return unclaimed(c->in[1], RSI_CONV_PACK_ONEDNN) && rsi_onednn_conv_accepts(c->x->onednn, &k);
 }
 
 static rs_status conv2d_block_fast_run(const rsi_call *c) {
@@ -516,7 +512,11 @@ static rs_status conv2d_block_fast_run(const rsi_call *c) {
   rsi_conv_call k;
   RSI_CHECK(forward_call(c, &p, &k), RS_ERR_UNSUPPORTED, "this was prepared for oneDNN, which is not there");
   char *w = c->in[1]->data;
-  if (k.packed) RSI_TRY(unpack(c, &k, RSI_CONV_PACK_ONEDNN, &w));
+  if (k.packed) {
+    uint64_t layout = 0;
+    const size_t bytes = rsi_onednn_pack_bytes(c->x->onednn, &k, &layout);
+    RSI_TRY(unpack(c, RSI_CONV_PACK_ONEDNN, layout, bytes, &w));
+  }
   return run_fast(c, &k, &(rsi_conv_data){.x = c->in[0]->data, .w = w, .y = c->out[0]->data, .bias = c->in[2] ? c->in[2]->data : NULL,
                                           .residual = c->in[3] ? c->in[3]->data : NULL});
 }
@@ -614,19 +614,37 @@ static rs_status conv2d_pack_fast_run(const rsi_call *c) {
   return rsi_onednn_pack_run(c->x, &k, c->in[0]->data, to + sizeof head);
 }
 
+/* A way of our own to convolve block images. pack_scratch NULL: none. */
+typedef struct own_form {
+  uint64_t maker;
+  bool   (*accepts)(const rsi_exec *x, const rsi_conv_call *k);
+  size_t (*bytes)(const rsi_exec *x, const rsi_conv_call *k);
+  void   (*run)(const rsi_exec *x, const rsi_conv_call *k, const rsi_conv_data *data, void *scratch);
+  size_t (*pack_bytes)(const rsi_exec *x, const rsi_conv_call *k, uint64_t *layout);
+  size_t (*pack_scratch)(const rsi_exec *x, const rsi_conv_call *k);
+  void   (*pack_run)(const rsi_exec *x, const rsi_conv_call *k, const float *weight, void *packed, void *scratch);
+} own_form;
+
+static const own_form
+  winograd = {RSI_CONV_PACK_WINOGRAD, rsi_winograd_accepts, rsi_winograd_bytes, rsi_winograd_run, rsi_winograd_pack_bytes, NULL,
+              rsi_winograd_pack_run},
+  split = {RSI_CONV_PACK_SPLIT, rsi_split_conv_accepts, rsi_split_conv_bytes, rsi_split_conv_run, rsi_split_conv_pack_bytes,
+           rsi_split_conv_pack_scratch, rsi_split_conv_pack_run},
+  depthwise = {RSI_CONV_PACK_EACH, rsi_depthwise_accepts, rsi_depthwise_bytes, rsi_depthwise_run, rsi_depthwise_pack_bytes, NULL,
+               rsi_depthwise_pack_run};
+
 /* Room for any maker's form. */
 static size_t pack_size(const rsi_call *c, plain *p) {
+  static const own_form *const own[] = {&winograd, &split, &depthwise};
   rsi_conv_call k;
   uint64_t layout;
   size_t most = floats(&p->b);
   const size_t onednn = pack_call(c, p, &k) ? rsi_onednn_pack_bytes(c->x->onednn, &k, &layout) : 0;
-  const size_t winograd = rsi_winograd_accepts(c->x, &k) ? rsi_winograd_pack_bytes(c->x, &k, &layout) : 0;
   if (onednn > most) most = onednn;
-  const size_t split = rsi_split_conv_accepts(c->x, &k) ? rsi_split_conv_pack_bytes(c->x, &k, &layout) : 0;
-  if (winograd > most) most = winograd;
-  if (split > most) most = split;
-  const size_t each = rsi_depthwise_accepts(c->x, &k) ? rsi_depthwise_pack_bytes(c->x, &k, &layout) : 0;
-  if (each > most) most = each;
+  for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
+    const size_t bytes = own[i]->accepts(c->x, &k) ? own[i]->pack_bytes(c->x, &k, &layout) : 0;
+    if (bytes > most) most = bytes;
+  }
   return sizeof(rsi_conv_pack_head) + most;
 }
 
@@ -663,27 +681,96 @@ static bool own_pack(const rsi_call *c, plain *p, rsi_conv_call *k) {
   return is_f32(c->in[0]);
 }
 
-/* Nobody else packed the weight. */
-static bool unclaimed(const rs_tensor *w, uint64_t maker) {
-  static const uint64_t makers[] = {RSI_CONV_PACK_PLAIN, RSI_CONV_PACK_ONEDNN, RSI_CONV_PACK_WINOGRAD, RSI_CONV_PACK_SPLIT,
-                                    RSI_CONV_PACK_EACH};
-  for (size_t i = 0; is_packed(w) && i < sizeof makers / sizeof *makers; i++)
-    if (makers[i] != maker && made_by(w, makers[i])) return false;
-  return true;
-}
-
-#define OWN_FORM(form, MAKER)                                                                                                 static bool conv2d_block_##form(const rsi_call *c) {                                                                          plain p;                                                                                                                    rsi_conv_call k;                                                                                                            return own_forward(c, &p, &k) && rsi_##form##_accepts(c->x, &k) && unclaimed(c->in[1], MAKER);                             }                                                                                                                           static bool conv2d_block_data_##form(const rsi_call *c) {                                                                     plain p;                                                                                                                    rsi_conv_call k;                                                                                                            return own_data(c, &p, &k) && rsi_##form##_accepts(c->x, &k);                                                              }                                                                                                                           static bool conv2d_pack_##form(const rsi_call *c) {                                                                           plain p;                                                                                                                    rsi_conv_call k;                                                                                                            return own_pack(c, &p, &k) && rsi_##form##_accepts(c->x, &k);                                                              }                                                                                                                           static size_t conv2d_block_##form##_scratch(const rsi_call *c) {                                                              plain p;                                                                                                                    rsi_conv_call k;                                                                                                            return own_forward(c, &p, &k) ? rsi_##form##_bytes(c->x, &k) : 0;                                                         }                                                                                                                           static size_t conv2d_block_data_##form##_scratch(const rsi_call *c) {                                                         plain p;                                                                                                                    rsi_conv_call k;                                                                                                            return own_data(c, &p, &k) ? rsi_##form##_bytes(c->x, &k) : 0;                                                            }                                                                                                                           static rs_status conv2d_block_##form##_run(const rsi_call *c) {                                                               plain p;                                                                                                                    rsi_conv_call k;                                                                                                            RSI_CHECK(own_forward(c, &p, &k) && rsi_##form##_accepts(c->x, &k), RS_ERR_UNSUPPORTED, "%s", other_machine);               char *w = c->in[1]->data;                                                                                                   if (k.packed) RSI_TRY(unpack(c, &k, MAKER, &w));                                                                            rsi_##form##_run(c->x, &k, &(rsi_conv_data){.x = c->in[0]->data, .w = w, .y = c->out[0]->data,                                                                          .bias = c->in[2] ? c->in[2]->data : NULL,                                                                                   .residual = c->in[3] ? c->in[3]->data : NULL}, c->scratch);                     return RS_OK;                                                                                                             }                                                                                                                           static rs_status conv2d_block_data_##form##_run(const rsi_call *c) {                                                          plain p;                                                                                                                    rsi_conv_call k;                                                                                                            RSI_CHECK(own_data(c, &p, &k) && rsi_##form##_accepts(c->x, &k), RS_ERR_UNSUPPORTED, "%s", other_machine);                  rsi_##form##_run(c->x, &k, &(rsi_conv_data){.x = c->out[0]->data, .w = c->in[1]->data, .y = c->in[0]->data,                                                             .bias = c->in[2] ? c->in[2]->data : NULL}, c->scratch);                         return RS_OK;                                                                                                             }                                                                                                                           static rs_status conv2d_pack_##form##_run(const rsi_call *c) {                                                                plain p;                                                                                                                    rsi_conv_call k;                                                                                                            rsi_conv_pack_head head = {.magic = MAKER};                                                                                 char *const to = c->out[0]->data;                                                                                           RSI_CHECK(own_pack(c, &p, &k) && rsi_##form##_accepts(c->x, &k), RS_ERR_UNSUPPORTED, "%s", other_machine);                  const size_t bytes = rsi_##form##_pack_bytes(c->x, &k, &head.layout), all = (size_t)c->out[0]->numel;                       RSI_CHECK(sizeof head + bytes <= all, RS_ERR_STATE, "the pack does not fit");                                               memset(to, 0, all);                                                                                                         memcpy(to, &head, sizeof head);                                                                                             rsi_##form##_pack_run(c->x, &k, c->in[0]->data, to + sizeof head, c->scratch);                                              return RS_OK;                                                                                                             }
-
-static const char other_machine[] = "this was prepared for another precision or instruction set";
-OWN_FORM(winograd, RSI_CONV_PACK_WINOGRAD)
-OWN_FORM(split_conv, RSI_CONV_PACK_SPLIT)
-OWN_FORM(depthwise, RSI_CONV_PACK_EACH)
-
-static size_t conv2d_pack_split_conv_scratch(const rsi_call *c) {
+static bool own_block(const rsi_call *c, const own_form *f) {
   plain p;
   rsi_conv_call k;
-  return own_pack(c, &p, &k) ? rsi_split_conv_pack_scratch(c->x, &k) : 0;
+  return own_forward(c, &p, &k) && f->accepts(c->x, &k) && unclaimed(c->in[1], f->maker);
 }
+
+static bool own_block_data(const rsi_call *c, const own_form *f) {
+  plain p;
+  rsi_conv_call k;
+  return own_data(c, &p, &k) && f->accepts(c->x, &k);
+}
+
+static bool own_block_pack(const rsi_call *c, const own_form *f) {
+  plain p;
+  rsi_conv_call k;
+  return own_pack(c, &p, &k) && f->accepts(c->x, &k);
+}
+
+static size_t own_block_scratch(const rsi_call *c, const own_form *f) {
+  plain p;
+  rsi_conv_call k;
+  return own_forward(c, &p, &k) ? f->bytes(c->x, &k) : 0;
+}
+
+static size_t own_block_data_scratch(const rsi_call *c, const own_form *f) {
+  plain p;
+  rsi_conv_call k;
+  return own_data(c, &p, &k) ? f->bytes(c->x, &k) : 0;
+}
+
+static size_t own_block_pack_scratch(const rsi_call *c, const own_form *f) {
+  plain p;
+  rsi_conv_call k;
+  return f->pack_scratch != NULL && own_pack(c, &p, &k) ? f->pack_scratch(c->x, &k) : 0;
+}
+
+static const char other_machine[] = "this was prepared for another precision or instruction set";
+
+static rs_status own_block_run(const rsi_call *c, const own_form *f) {
+  plain p;
+  rsi_conv_call k;
+  RSI_CHECK(own_forward(c, &p, &k) && f->accepts(c->x, &k), RS_ERR_UNSUPPORTED, "%s", other_machine);
+  char *w = c->in[1]->data;
+  if (k.packed) {
+    uint64_t layout = 0;
+    const size_t bytes = f->pack_bytes(c->x, &k, &layout);
+    RSI_TRY(unpack(c, f->maker, layout, bytes, &w));
+  }
+  f->run(c->x, &k, &(rsi_conv_data){.x = c->in[0]->data, .w = w, .y = c->out[0]->data, .bias = c->in[2] ? c->in[2]->data : NULL,
+                                    .residual = c->in[3] ? c->in[3]->data : NULL}, c->scratch);
+  return RS_OK;
+}
+
+static rs_status own_block_data_run(const rsi_call *c, const own_form *f) {
+  plain p;
+  rsi_conv_call k;
+  RSI_CHECK(own_data(c, &p, &k) && f->accepts(c->x, &k), RS_ERR_UNSUPPORTED, "%s", other_machine);
+  f->run(c->x, &k, &(rsi_conv_data){.x = c->out[0]->data, .w = c->in[1]->data, .y = c->in[0]->data,
+                                    .bias = c->in[2] ? c->in[2]->data : NULL}, c->scratch);
+  return RS_OK;
+}
+
+static rs_status own_block_pack_run(const rsi_call *c, const own_form *f) {
+  plain p;
+  rsi_conv_call k;
+  rsi_conv_pack_head head = {.magic = f->maker};
+  char *const to = c->out[0]->data;
+  RSI_CHECK(own_pack(c, &p, &k) && f->accepts(c->x, &k), RS_ERR_UNSUPPORTED, "%s", other_machine);
+  const size_t bytes = f->pack_bytes(c->x, &k, &head.layout), all = (size_t)c->out[0]->numel;
+  RSI_CHECK(sizeof head + bytes <= all, RS_ERR_STATE, "the pack does not fit");
+  memset(to, 0, all);
+  memcpy(to, &head, sizeof head);
+  f->pack_run(c->x, &k, c->in[0]->data, to + sizeof head, c->scratch);
+  return RS_OK;
+}
+
+/* The kernels of one form. */
+#define OWN_FORM(form)                                                                                                      \
+  static bool form##_block(const rsi_call *c) { return own_block(c, &form); }                                               \
+  static bool form##_block_data(const rsi_call *c) { return own_block_data(c, &form); }                                     \
+  static bool form##_block_pack(const rsi_call *c) { return own_block_pack(c, &form); }                                     \
+  static size_t form##_block_scratch(const rsi_call *c) { return own_block_scratch(c, &form); }                             \
+  static size_t form##_block_data_scratch(const rsi_call *c) { return own_block_data_scratch(c, &form); }                   \
+  static size_t form##_block_pack_scratch(const rsi_call *c) { return own_block_pack_scratch(c, &form); }                   \
+  static rs_status form##_block_run(const rsi_call *c) { return own_block_run(c, &form); }                                  \
+  static rs_status form##_block_data_run(const rsi_call *c) { return own_block_data_run(c, &form); }                        \
+  static rs_status form##_block_pack_run(const rsi_call *c) { return own_block_pack_run(c, &form); }
+OWN_FORM(winograd)
+OWN_FORM(split)
+OWN_FORM(depthwise)
 
 /* ---- split products ---------------------------------------------------------------------------------------------------- */
 
@@ -839,21 +926,21 @@ static const rsi_sample conv2d_block_weight_samples[] = {
 static const rsi_kernel image_block_kernels[] = {
   {"onednn", RSI_ONEDNN, ITEMS, image_block_fast, NULL, image_block_fast_run}, {"rows", RSI_PORTABLE, ITEMS, NULL, NULL, image_block_run}, END};
 static const rsi_kernel conv2d_block_kernels[] = {
-  {"depthwise", RSI_PORTABLE, RSI_F32, conv2d_block_depthwise, conv2d_block_depthwise_scratch, conv2d_block_depthwise_run},
-  {"winograd", RSI_PORTABLE, RSI_F32, conv2d_block_winograd, conv2d_block_winograd_scratch, conv2d_block_winograd_run},
-  {"split", RSI_PORTABLE, RSI_F32 | 1u << RS_BF16, conv2d_block_split_conv, conv2d_block_split_conv_scratch, conv2d_block_split_conv_run},
+  {"depthwise", RSI_PORTABLE, RSI_F32, depthwise_block, depthwise_block_scratch, depthwise_block_run},
+  {"winograd", RSI_PORTABLE, RSI_F32, winograd_block, winograd_block_scratch, winograd_block_run},
+  {"split", RSI_PORTABLE, RSI_F32 | 1u << RS_BF16, split_block, split_block_scratch, split_block_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_fast, conv2d_block_fast_scratch, conv2d_block_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, portable_accepts, conv2d_block_scratch, conv2d_block_run}, END};
 static const rsi_kernel conv2d_pack_kernels[] = {
-  {"depthwise", RSI_PORTABLE, RSI_F32, conv2d_pack_depthwise, NULL, conv2d_pack_depthwise_run},
-  {"winograd", RSI_PORTABLE, RSI_F32, conv2d_pack_winograd, NULL, conv2d_pack_winograd_run},
-  {"split", RSI_PORTABLE, RSI_F32, conv2d_pack_split_conv, conv2d_pack_split_conv_scratch, conv2d_pack_split_conv_run},
+  {"depthwise", RSI_PORTABLE, RSI_F32, depthwise_block_pack, depthwise_block_pack_scratch, depthwise_block_pack_run},
+  {"winograd", RSI_PORTABLE, RSI_F32, winograd_block_pack, winograd_block_pack_scratch, winograd_block_pack_run},
+  {"split", RSI_PORTABLE, RSI_F32, split_block_pack, split_block_pack_scratch, split_block_pack_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_pack_fast, NULL, conv2d_pack_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, NULL, conv2d_pack_run}, END};
 static const rsi_kernel conv2d_block_data_kernels[] = {
-  {"depthwise", RSI_PORTABLE, RSI_F32, conv2d_block_data_depthwise, conv2d_block_data_depthwise_scratch, conv2d_block_data_depthwise_run},
-  {"winograd", RSI_PORTABLE, RSI_F32, conv2d_block_data_winograd, conv2d_block_data_winograd_scratch, conv2d_block_data_winograd_run},
-  {"split", RSI_PORTABLE, RSI_F32 | 1u << RS_BF16, conv2d_block_data_split_conv, conv2d_block_data_split_conv_scratch, conv2d_block_data_split_conv_run},
+  {"depthwise", RSI_PORTABLE, RSI_F32, depthwise_block_data, depthwise_block_data_scratch, depthwise_block_data_run},
+  {"winograd", RSI_PORTABLE, RSI_F32, winograd_block_data, winograd_block_data_scratch, winograd_block_data_run},
+  {"split", RSI_PORTABLE, RSI_F32 | 1u << RS_BF16, split_block_data, split_block_data_scratch, split_block_data_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_data_fast, conv2d_block_data_fast_scratch, conv2d_block_data_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, conv2d_block_data_scratch, conv2d_block_data_run}, END};
 static const rsi_kernel conv2d_block_weight_kernels[] = {
