@@ -235,7 +235,12 @@ static bool is_usable(rsi_onednn *t, const rsi_conv_call *k) {
   return usable;
 }
 
-bool rsi_onednn_conv_accepts(rsi_onednn *t, const rsi_conv_call *k) { return is_usable(t, k); }
+/* oneDNN 2.6's gradient of a weight in bf16 is garbage when filters are dilated and the channels do not fill blocks of 16. */
+static bool is_broken(const rsi_conv_call *k) {
+  return k->kind == RSI_CONV_WEIGHT && k->x_dtype == RS_BF16 && (k->s.dh > 1 || k->s.dw > 1) && k->s.c % 16 != 0;
+}
+
+bool rsi_onednn_conv_accepts(rsi_onednn *t, const rsi_conv_call *k) { return !is_broken(k) && is_usable(t, k); }
 
 size_t rsi_onednn_conv_scratch(rsi_onednn *t, const rsi_conv_call *k, int threads) {
   entry *const e = rsi_onednn_take(t, k);

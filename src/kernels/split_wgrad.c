@@ -87,7 +87,8 @@ static int64_t width_of(const rsi_split_wgrad *s, const item *e) { return s->ban
 
 static int64_t steps_of(const splitter *q, const item *e) {
   const rsi_split_wgrad *const s = q->s;
-  if (e->dy) return lines_of(s, e) * (width_of(s, e) * pixel_steps_of(s) + (width_of(s, e) + stage_of(q->s) - 1) / stage_of(q->s) * RSI_DEEP);
+  const int64_t width = width_of(s, e), stage = stage_of(s);
+  if (e->dy) return lines_of(s, e) * (width * pixel_steps_of(s) + (width + stage - 1) / stage * RSI_DEEP);
   int64_t rows = 0;
   for (int64_t j = e->first; j < e->last; j++) rows += row_exists(s, j);
   return rows * ((q->hi - q->lo + x_step_of(s) - 1) / x_step_of(s)) * SIDE;
@@ -175,27 +176,24 @@ RSI_TILES_IN bool split_x(splitter *q, const item *e) {
   return false;
 }
 
-/*
-** Some columns of a pair of members, of two blocks of bf16. Those of all pairs come before the columns to the right of them, so that what
-** is written lies in few pages.
-*/
+/* Some columns of a pair of members, of two blocks of bf16, then those of the next pair. To fetch ahead did not pay here. */
 RSI_TILES_IN bool split_x_half(splitter *q, const item *e) {
   const rsi_split_wgrad *const s = q->s;
-  const int64_t last = least(q->column + X_STEP_HALF, q->hi), pixel = rsi_wgrad_pixel(1), move = s->unit_w * s->x.pixel;
+  const int64_t last = least(q->column + X_STEP_HALF, q->hi), pixel = rsi_wgrad_pixel(1);
   uint16_t *to = e->to + (q->row % s->ring * s->win_w + q->column) * pixel + q->step * RSI_DEEP;
   const char *from[2];
   int64_t at[2];
   for (int h = 0; h < 2; h++) {
     const member *const m = &q->m[q->step + h * SIDE];
-    const char *const row = seen_row(q, e, m, q->row);
-    at[h] = row != NULL ? (m->column * s->step_w + q->column) * s->unit_w - s->before_w : s->w;
-    from[h] = row != NULL ? row + at[h] * s->x.pixel : s->x.data;
+    from[h] = seen_row(q, e, m, q->row);
+    at[h] = from[h] != NULL ? (m->column * s->step_w + q->column) * s->unit_w - s->before_w : s->w;
   }
   for (int64_t c = q->column; c < last; c++, to += pixel) {
     __m512i v[2];
     for (int h = 0; h < 2; h++) {
-      v[h] = at[h] >= 0 && at[h] < s->w ? _mm512_maskz_loadu_epi16(e->exist, from[h]) : _mm512_setzero_si512();
-      at[h] += s->unit_w, from[h] += move;
+      const bool inside = at[h] >= 0 && at[h] < s->w;
+      v[h] = inside ? _mm512_maskz_loadu_epi16(e->exist, from[h] + at[h] * s->x.pixel) : _mm512_setzero_si512();
+      at[h] += s->unit_w;
     }
     /* Units of channels 0..3, 8..11, ... and 4..7, 12..15, ... */
     const __m512i low = _mm512_unpacklo_epi16(v[0], v[1]), high = _mm512_unpackhi_epi16(v[0], v[1]);
@@ -325,7 +323,8 @@ typedef struct work {
 ** The products of an area, from a and b on, to sums: [2][2][16][16], of which down x across tiles are used, 1 or 2 of each; in the order
 ** of rsi_split_multiply. Between them there is splitting.
 */
-RSI_TILES_IN void multiply(int parts, int down, int across, work *w, const rsi_wgrad_area *z, const uint16_t *a, const uint16_t *b, float *sums) {
+RSI_TILES_IN void multiply(int parts, int down, int across, work *w, const rsi_wgrad_area *z, const uint16_t *a, const uint16_t *b,
+                           float *sums) {
   const bool right = across > 1, lower = down > 1;
   const int64_t pixel = rsi_wgrad_pixel(parts);
   splitter *const q = &w->q;
@@ -373,14 +372,16 @@ RSI_TILES_IN void multiply(int parts, int down, int across, work *w, const rsi_w
 
 /*
 ** The products of an area of bf16 with `taps` taps that lie side by side, w->b_tap apart: of one or two blocks of dy with one of x, added
-** to what is there if `more`. A single product has no work for the tiles that would hide how a tile comes from the second-level cache, and
-** so each does only once: the tap to the right uses it again while it is near.
+** to what is there if `more`. With one product for a pair of tiles, bringing those from the second-level cache is what takes time: here a
+** tile of x comes from there once for all these taps, and one of dy, too.
 */
-RSI_TILES_IN void sweep(int down, int taps, work *w, const rsi_wgrad_area *z, const uint16_t *a, const uint16_t *b, bool more, float *sums) {
+RSI_TILES_IN void sweep(int down, int taps, work *w, const rsi_wgrad_area *z, const uint16_t *a, const uint16_t *b, bool more,
+                        float *sums) {
   const bool lower = down > 1;
   const int64_t pixel = rsi_wgrad_pixel(1), tap = w->b_tap;
   splitter *const q = &w->q;
-#define EACH(DO) { DO(0, 0, 0) if (taps > 1) DO(1, 1, 0) if (taps > 2) DO(2, 2, 0)                                              if (lower) { DO(3, 0, 1) if (taps > 1) DO(4, 1, 1) if (taps > 2) DO(5, 2, 1) } }
+#define EACH(DO) { DO(0, 0, 0) if (taps > 1) DO(1, 1, 0) if (taps > 2) DO(2, 2, 0)                                          \
+    if (lower) { DO(3, 0, 1) if (taps > 1) DO(4, 1, 1) if (taps > 2) DO(5, 2, 1) } }
 #define AT(t, h) (sums + (t) * RSI_WGRAD_SUMS + (h) * (RSI_WGRAD_SUMS / 2))
 #define BEGIN(n, t, h) { if (more) _tile_loadd(n, AT(t, h), 64); else _tile_zero(n); }
 #define END(n, t, h) _tile_stored(n, AT(t, h), 64);
@@ -450,7 +451,8 @@ static int64_t find_areas(work *w, const chunk_at *t, bool lower) {
     for (int64_t c = 0; c < s->kw; c++) {
       int64_t top = t->row, bottom = t->row + t->rows, left = 0, right = s->columns;
       if (s->bands_h == 1) inside(t->row, t->rows, s->step_h * s->unit_h, r * s->tap_h * s->unit_h, s->before_h, s->h, &top, &bottom);
-      if (s->bands_w == 1 && !sweeps(s)) inside(0, s->columns, s->step_w * s->unit_w, c * s->tap_w * s->unit_w, s->before_w, s->w, &left, &right);
+      if (s->bands_w == 1 && !sweeps(s))
+        inside(0, s->columns, s->step_w * s->unit_w, c * s->tap_w * s->unit_w, s->before_w, s->w, &left, &right);
       w->areas[r * s->kw + c] = (rsi_wgrad_area){bottom - top, right - left, (top - t->row) * w->a_row + left * pixel,
                                                  (left * s->step_w + c * s->tap_w) * pixel, (top * s->step_h + r * s->tap_h) % s->ring};
       runs += (bottom - top) * (right - left);

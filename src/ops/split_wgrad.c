@@ -21,12 +21,12 @@ enum {
 ** channels.
 */
 typedef struct prices { double run, point, chain, split_x, split_y, sum, task; int64_t bytes, blocks; } prices;
-static const prices SPLIT = {470, 470, 350, 600, 900, 2, 5e6, 1536 * 1024, 8}, HALF = {85, 110, 300, 350, 450, 2, 2e6, 1024 * 1024, 16};
+static const prices SPLIT = {470, 470, 350, 600, 900, 2, 5e6, 1536 * 1024, 8}, HALF = {85, 150, 300, 350, 400, 2, 2e6, 1024 * 1024, 16};
 /* Of a multiplication and addition by oneDNN, in a 1x1 convolution, more with few channels; and of a weight that Winograd brings back. */
 static const double WINOGRAD = 0.0182, DIRECT = 0.045, POINT = 0.042, FEW = 0.15, WEIGHT = 3;
-/* Of bf16: the usual convolution, a 1x1 one, more with few channels, and in small images; how much longer with a stride or a dilation; a call. */
-static const double HALF_DIRECT = 0.008, HALF_FEW = 0.1, HALF_SMALL = 4, HALF_POINT = 0.013, HALF_POINT_FEW = 0.5, HALF_APART = 1.5,
-                    HALF_CALL = 2e4;
+/* Of bf16: the usual convolution, more with few channels and in small images; a 1x1 one; how much longer with a stride; a weight; a call. */
+static const double HALF_DIRECT = 0.008, HALF_FEW = 0.14, HALF_SMALL = 4, HALF_POINT = 0.008, HALF_POINT_FEW = 0.7, HALF_APART = 1.5,
+                    HALF_WEIGHT = 1, HALF_CALL = 2e4;
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -61,7 +61,8 @@ static int64_t even_part(int64_t blocks, int64_t parts) {
 static plan plan_of(const rsi_conv_shape *s, int64_t parts, int64_t bands_h, int64_t bands_w, int64_t blocks) {
   const prices *const cost = parts == 1 ? &HALF : &SPLIT;
   plan p = {.s = {.parts = parts, .n = s->n, .in = divide_up(s->c, RSI_SIDE), .out = divide_up(s->o, RSI_SIDE), .h = s->h, .w = s->w,
-                  .oh = s->oh, .ow = s->ow, .kh = s->kh, .kw = s->kw, .before_h = s->ph, .before_w = s->pw, .bands_h = bands_h, .bands_w = bands_w}};
+                  .oh = s->oh, .ow = s->ow, .kh = s->kh, .kw = s->kw, .before_h = s->ph, .before_w = s->pw, .bands_h = bands_h,
+                  .bands_w = bands_w}};
   rsi_split_wgrad *const g = &p.s;
   g->rows = divide_up(s->oh, bands_h), g->columns = divide_up(s->ow, bands_w);
   g->groups = divide_up(s->n * bands_h * bands_w, RSI_DEEP);
@@ -85,11 +86,11 @@ static plan plan_of(const rsi_conv_shape *s, int64_t parts, int64_t bands_h, int
 
   const double taps = (double)(s->kh * s->kw), pairs = (double)(rsi_wgrad_pairs(g->out) * rsi_wgrad_pairs(g->in));
   const double down = bands_h > 1 ? (double)(g->rows * s->kh) : (double)pixels_inside(s->oh, s->sh, s->kh, s->dh, s->ph, s->h);
-  const bool wide = bands_w > 1 || (parts == 1 && s->kw > 1);
+  const bool sweeps = parts == 1 && s->kw > 1, wide = bands_w > 1 || sweeps;                /* as in the kernel */
   const double across = wide ? (double)(g->columns * s->kw) : (double)pixels_inside(s->ow, s->sw, s->kw, s->dw, s->pw, s->w);
   const int64_t rows_x = bands_h > 1 ? g->win_h : least(g->win_h, divide_up(s->h, g->unit_h));
   const int64_t columns_x = wide ? g->win_w : least(g->win_w, divide_up(s->w, g->unit_w));
-  const double run = s->kw == 1 ? cost->point : cost->run;
+  const double run = s->kw == 1 ? cost->point : sweeps && g->in % 2 == 1 ? cost->run * (double)g->in / (double)(g->in + 1) : cost->run;
   p.cycles = (double)g->groups * (down * across * pairs * run + (double)g->chunks * taps * pairs * cost->chain +
                                   (double)(rows_x * (columns_x + 4) * g->in * p.o_tasks) * cost->split_x +
                                   (double)(g->rows * g->columns * g->out * p.i_tasks) * cost->split_y);
@@ -131,9 +132,9 @@ static double others(const rsi_conv_call *k) {
                         s->c >= 32 && s->o >= 32 && s->c % 16 == 0 && s->o % 16 == 0 && s->n * divide_up(s->oh, 4) * divide_up(s->ow, 4) >= 32;
   const double few = 1 / (double)s->c + 1 / (double)s->o;
   if (k->x_dtype == RS_BF16) {
-    const double each = s->kh * s->kw == 1 ? HALF_POINT + HALF_POINT_FEW * few
-                                             : (HALF_DIRECT + HALF_FEW * few) * (1 + HALF_SMALL / (double)s->ow);
-    return work * each * (s->sh * s->sw * s->dh * s->dw > 1 ? HALF_APART : 1) + HALF_CALL;
+    if (s->kh * s->kw == 1) return work * (HALF_POINT + HALF_POINT_FEW * few) + HALF_CALL;
+    const double apart = s->sh * s->sw * s->dh * s->dw > 1 ? HALF_APART : 1;
+    return work * (HALF_DIRECT + HALF_FEW * few) * (1 + HALF_SMALL / (double)s->ow) * apart + weights * HALF_WEIGHT + HALF_CALL;
   }
   if (s->kh * s->kw == 1) return work * POINT;
   return work * ((winograd ? WINOGRAD : DIRECT) + FEW * few) + (winograd ? weights * WEIGHT : 0);
