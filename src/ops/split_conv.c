@@ -159,23 +159,30 @@ static void cut_rows(plan *p) {
   s->tiles = s->flat ? rows / 16 + 2 : rows * divide_up(s->across, 16);
 }
 
-/* Few tasks along the rows: each is cut along the blocks of the result, too, but not so far that splitting the image again shows. */
+/* Nanoseconds, measured: a product of tiles (of three parts or of one), a pixel of a run that is split or copied. */
+static double product_ns(const rsi_split_conv *s) { return s->half ? 7 : 50; }
+static double split_ns(const rsi_split_conv *s) { return s->half ? s->in_place ? 0 : 2.5 : 7.5; }
+
+/*
+** Few tasks along the rows: each is cut along the blocks of the result, too, but not so far that splitting the image again takes more
+** than a quarter of the products.
+*/
 static void cut_groups(plan *p) {
-  const int64_t pairs = divide_up(p->s.groups_out, 2), least = divide_up(8, p->taps);
-  int64_t parts = smaller(divide_up(p->s.half ? TASKS / 2 : TASKS, p->row_tasks), pairs / least);
-  if (parts < 1) parts = 1;
+  const rsi_split_conv *const s = &p->s;
+  const int64_t pairs = divide_up(s->groups_out, 2);
+  const double again = split_ns(s) * (double)(s->n * s->h * s->w * s->runs), worth = again > 0 ? 0.25 * product_ns(s) * p->products / again : TASKS;
+  int64_t parts = smaller(divide_up(s->half ? TASKS / 2 : TASKS, p->row_tasks), pairs);
+  if ((double)parts > 1 + worth) parts = 1 + (int64_t)worth;
   p->groups = 2 * divide_up(pairs, parts);
-  p->group_tasks = divide_up(p->s.groups_out, p->groups);
+  p->group_tasks = divide_up(s->groups_out, p->groups);
 }
 
-/* Measured: a product of tiles (96 cycles at best), a pixel of a run that is split, a pixel of a block that is finished, a byte of
-   weights that do not stay in the cache. */
+/* And a pixel of a block that is finished, a byte of weights that do not stay in the cache. */
 static double work_of(const plan *p) {
   const rsi_split_conv *const s = &p->s;
   const double split = (double)(s->n * s->h * s->w * s->runs * p->group_tasks), finished = (double)(s->n * s->oh * s->ow * s->groups_out);
   const double far = p->weights > WEIGHT_BYTES ? (double)p->weights * (double)smaller(p->row_tasks, 4) : 0;
-  if (s->half) return 7 * p->products + (s->in_place ? 0 : 2.5 * split) + finished + 0.03 * far;
-  return 50 * p->products + 7.5 * split + 5 * finished + 0.03 * far;
+  return product_ns(s) * p->products + split_ns(s) * split + (s->half ? 1 : 5) * finished + 0.03 * far;
 }
 
 static plan make_plan(const rsi_exec *x, const rsi_conv_call *k) {
