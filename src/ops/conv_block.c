@@ -38,12 +38,6 @@
   F(T, DTYPE, input_dtype, RS_F32, 0, RS_DTYPES - 1, NULL, "dtype of x")
 #define DATA_ATTRS(F, T) FORM_ATTRS(F, T) SIZE_ATTR(F, T, input_size, "[N, C, H, W]")
 #define WEIGHT_ATTRS(F, T) FORM_ATTRS(F, T) SIZE_ATTR(F, T, weight_size, "[O, C / groups, kh, kw]")
-#define IMAGE_ATTRS(F, T)                                                                                                   \
-  F(T, INT, channels, 1, 1, INT32_MAX, NULL, "channels of the image")                                                       \
-  F(T, INT, from, 1, 1, INT32_MAX, NULL, "block of x")                                                                      \
-  F(T, INT, block, 1, 1, INT32_MAX, NULL, "block of the result")                                                            \
-  F(T, DTYPE, dtype, RS_F32, 0, RS_DTYPES - 1, NULL, "dtype of the result")
-RSI_ATTRS(image_block, IMAGE_ATTRS)
 RSI_ATTRS(conv2d_block, BLOCK_ATTRS)
 RSI_ATTRS(conv2d_pack, PACK_ATTRS)
 RSI_ATTRS(conv2d_block_data, DATA_ATTRS)
@@ -53,69 +47,7 @@ typedef struct form_attrs { FORM_ATTRS(RSI_FIELD, ) } form_attrs;      /* what a
 
 static const form_attrs *forms(const rsi_call *c) { return c->attrs; }
 
-/* ---- block images ---------------------------------------------------------------------------------------------------- */
-
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-static rsi_desc block_desc(int dtype, int64_t n, int64_t channels, int64_t h, int64_t w, int64_t block) {
-  return (rsi_desc){.dtype = dtype, .ndim = 5, .shape = {n, divide_up(channels, block), h, w, block}};
-}
-
-/* t must be a block image of `channels` channels; a plain one may have four dimensions. */
-static rs_status check_image(const rs_tensor *t, const char *name, int64_t channels, int64_t block) {
-  const int64_t blocks = divide_up(channels, block);
-  const bool fits = t->ndim == 5 ? t->shape[4] == block && t->shape[1] == blocks : t->ndim == 4 && block == 1 && t->shape[1] == channels;
-  RSI_CHECK(fits, RS_ERR_SHAPE, "%s must be a block image [N, %lld, H, W, %lld] (%lld channels), got %s", name, (long long)blocks,
-            (long long)block, (long long)channels, rsi_text(t));
-  return RS_OK;
-}
-
-static rs_status check_float(int dtype, const char *name) {
-  RSI_CHECK(dtype == RS_F32 || rsi_is_half(dtype), RS_ERR_DTYPE, "%s is %s, but must be f32, bf16 or f16", name, rs_dtype_name(dtype));
-  return RS_OK;
-}
-
-typedef struct move {
-  rsi_row_fn cast;
-  const char *from;
-  char       *to;
-  size_t      from_item, to_item;
-  int64_t     n, channels, pixels, from_block, to_block;
-} move;
-
-/* Blocks [n, G of the result] of a change of form. */
-static void move_blocks(void *arg, int64_t first, int64_t last) {
-  const move *const m = arg;
-  const int64_t from_blocks = divide_up(m->channels, m->from_block), to_blocks = divide_up(m->channels, m->to_block);
-  const int64_t strides[2] = {m->to_block * (int64_t)m->to_item, m->from_block * (int64_t)m->from_item};
-  for (int64_t i = first; i < last; i++) {
-    char *const to = m->to + (size_t)(i * m->pixels * m->to_block) * m->to_item;
-    const int64_t n = i / to_blocks, c0 = i % to_blocks * m->to_block;
-    if (c0 + m->to_block > m->channels) memset(to, 0, (size_t)(m->pixels * m->to_block) * m->to_item);
-    for (int64_t j = 0; j < m->to_block && c0 + j < m->channels; j++) {
-      const int64_t c = c0 + j, at = (n * from_blocks + c / m->from_block) * m->pixels * m->from_block + c % m->from_block;
-      char *const data[2] = {to + (size_t)j * m->to_item, (char *)(uintptr_t)m->from + (size_t)at * m->from_item};
-      m->cast(m->pixels, data, strides, NULL);
-    }
-  }
-}
-
-static void change_form(const rsi_exec *x, move m, int from_dtype, int to_dtype) {
-  m.cast = x->k->elementwise->cast->cast[from_dtype][to_dtype];
-  m.from_item = rsi_dtype_size[from_dtype], m.to_item = rsi_dtype_size[to_dtype];
-  const int64_t items = m.n * divide_up(m.channels, m.to_block);
-  if (items > 0) rsi_parallel(x, items, (double)(m.pixels * m.to_block), move_blocks, &m);
-}
-
-static void image_to_plain(const rsi_exec *x, const rs_tensor *t, int64_t channels, int64_t block, float *to) {
-  change_form(x, (move){.from = t->data, .to = (char *)to, .n = t->shape[0], .channels = channels,
-                        .pixels = t->shape[2] * t->shape[3], .from_block = block, .to_block = 1}, t->dtype, RS_F32);
-}
-
-static void plain_to_image(const rsi_exec *x, const float *from, int64_t channels, int64_t block, rs_tensor *t) {
-  change_form(x, (move){.from = (const char *)from, .to = t->data, .n = t->shape[0], .channels = channels,
-                        .pixels = t->shape[2] * t->shape[3], .from_block = 1, .to_block = block}, RS_F32, t->dtype);
-}
 
 /* ---- the plain call -------------------------------------------------------------------------------------------------- */
 
@@ -211,28 +143,19 @@ static rs_status describe_pack(const rsi_call *c, plain *p) {
 
 /* ---- shapes ---------------------------------------------------------------------------------------------------------- */
 
-static rs_status image_block_infer(rsi_call *c) {
-  const image_block_attrs *const a = RSI_ATTR(c, image_block);
-  const rs_tensor *const x = c->in[0];
-  RSI_TRY(check_image(x, "input", a->channels, a->from));
-  RSI_TRY(check_float((int)a->dtype, "dtype"));
-  c->desc[0] = block_desc((int)a->dtype, x->shape[0], a->channels, x->shape[2], x->shape[3], a->block);
-  return RS_OK;
-}
-
 static rs_status conv2d_block_infer(rsi_call *c) {
   const form_attrs *const f = forms(c);
   const rs_tensor *const x = c->in[0], *const residual = c->in[3];
   plain p;
-  RSI_TRY(check_image(x, "input", f->channels, f->block_in));
-  RSI_TRY(check_float((int)f->dtype, "dtype"));
-  if (!is_packed(c->in[1])) RSI_TRY(check_float(c->in[1]->dtype, "weight"));
-  if (c->in[2]) RSI_TRY(check_float(c->in[2]->dtype, "bias"));
+  RSI_TRY(rsi_check_image(x, "input", f->channels, f->block_in));
+  RSI_TRY(rsi_check_float((int)f->dtype, "dtype"));
+  if (!is_packed(c->in[1])) RSI_TRY(rsi_check_float(c->in[1]->dtype, "weight"));
+  if (c->in[2]) RSI_TRY(rsi_check_float(c->in[2]->dtype, "bias"));
   RSI_TRY(describe_forward(c, &p));
-  c->desc[0] = block_desc((int)f->dtype, p.s.n, p.s.o, p.s.oh, p.s.ow, f->block_out);
+  c->desc[0] = rsi_image_desc((int)f->dtype, p.s.n, p.s.o, p.s.oh, p.s.ow, f->block_out);
   if (residual == NULL) return RS_OK;
-  RSI_TRY(check_image(residual, "residual", p.s.o, f->block_out));
-  RSI_TRY(check_float(residual->dtype, "residual"));
+  RSI_TRY(rsi_check_image(residual, "residual", p.s.o, f->block_out));
+  RSI_TRY(rsi_check_float(residual->dtype, "residual"));
   RSI_CHECK(residual->shape[0] == p.s.n && residual->shape[2] == p.s.oh && residual->shape[3] == p.s.ow, RS_ERR_SHAPE,
             "residual has shape %s, but the result has %s", rsi_text(residual), rsi_shape_text(5, c->desc[0].shape));
   return RS_OK;
@@ -243,15 +166,15 @@ static rs_status conv2d_block_data_infer(rsi_call *c) {
   const rs_tensor *const w = c->in[1], *const bias = c->in[2];
   plain p;
   RSI_CHECK(w->ndim == 4, RS_ERR_SHAPE, "weight must have 4 dimensions, [O, C / groups, kh, kw], got %s", rsi_text(w));
-  RSI_TRY(check_image(c->in[0], "gradient", w->shape[0], f->block_out));
-  RSI_TRY(check_float((int)f->dtype, "dtype"));
-  RSI_TRY(check_float(w->dtype, "weight"));
+  RSI_TRY(rsi_check_image(c->in[0], "gradient", w->shape[0], f->block_out));
+  RSI_TRY(rsi_check_float((int)f->dtype, "dtype"));
+  RSI_TRY(rsi_check_float(w->dtype, "weight"));
   RSI_TRY(describe_data(c, &p));
   if (bias != NULL) {
     RSI_CHECK(bias->ndim == 1 && bias->shape[0] == p.s.c, RS_ERR_SHAPE, "bias must be [%lld], got %s", (long long)p.s.c, rsi_text(bias));
-    RSI_TRY(check_float(bias->dtype, "bias"));
+    RSI_TRY(rsi_check_float(bias->dtype, "bias"));
   }
-  c->desc[0] = block_desc((int)f->dtype, p.s.n, p.s.c, p.s.h, p.s.w, f->block_in);
+  c->desc[0] = rsi_image_desc((int)f->dtype, p.s.n, p.s.c, p.s.h, p.s.w, f->block_in);
   return RS_OK;
 }
 
@@ -260,9 +183,9 @@ static rs_status conv2d_block_weight_infer(rsi_call *c) {
   const rs_list *const size = &RSI_ATTR(c, conv2d_block_weight)->weight_size;
   plain p;
   RSI_CHECK(size->n == 4, RS_ERR_ARG, "weight_size must have 4 values, got %s", rsi_shape_text((int)size->n, size->v));
-  RSI_TRY(check_image(c->in[0], "input", f->channels, f->block_in));
-  RSI_TRY(check_image(c->in[1], "gradient", size->v[0], f->block_out));
-  RSI_TRY(check_float(c->in[1]->dtype, "gradient"));
+  RSI_TRY(rsi_check_image(c->in[0], "input", f->channels, f->block_in));
+  RSI_TRY(rsi_check_image(c->in[1], "gradient", size->v[0], f->block_out));
+  RSI_TRY(rsi_check_float(c->in[1]->dtype, "gradient"));
   RSI_CHECK(f->dtype == RS_F32, RS_ERR_DTYPE, "the gradient of a weight is f32");
   RSI_TRY(describe_weight(c, &p));
   c->desc[0] = p.call.desc[0];
@@ -270,15 +193,6 @@ static rs_status conv2d_block_weight_infer(rsi_call *c) {
 }
 
 /* ---- portable kernels ------------------------------------------------------------------------------------------------ */
-
-static rs_status image_block_run(const rsi_call *c) {
-  const image_block_attrs *const a = RSI_ATTR(c, image_block);
-  const rs_tensor *const x = c->in[0];
-  change_form(c->x, (move){.from = x->data, .to = c->out[0]->data, .n = x->shape[0], .channels = a->channels,
-                           .pixels = x->shape[2] * x->shape[3], .from_block = a->from, .to_block = a->block},
-              x->dtype, c->out[0]->dtype);
-  return RS_OK;
-}
 
 static size_t floats(const rs_tensor *t) { return rsi_lane_round((size_t)t->numel * sizeof(float)); }
 
@@ -343,7 +257,7 @@ static rs_status conv2d_block_run(const rsi_call *c) {
   char *at = place(&p.y, place(&p.b, place(&p.a, c->scratch)));
   float *const y = p.y.data, *const more = (float *)(void *)at;
   at += floats(&p.y);
-  image_to_plain(c->x, c->in[0], f->channels, f->block_in, p.a.data);
+  rsi_image_to_plain(c->x, c->in[0], f->channels, f->block_in, p.a.data);
   if (is_packed(w)) {
     RSI_CHECK(made_by(w, RSI_CONV_PACK_PLAIN), RS_ERR_UNSUPPORTED, "the weight was packed for another kernel; pack it again");
     p.b.data = (char *)w->data + sizeof(rsi_conv_pack_head);
@@ -352,13 +266,13 @@ static rs_status conv2d_block_run(const rsi_call *c) {
   at += rsi_lane_round((size_t)p.s.o * sizeof(float));
   RSI_TRY(plain_run(&p, at));
   if (residual != NULL) {
-    image_to_plain(c->x, residual, p.s.o, f->block_out, more);
+    rsi_image_to_plain(c->x, residual, p.s.o, f->block_out, more);
     for (int64_t i = 0; i < p.y.numel; i++) y[i] += more[i];
   }
   const int64_t act = RSI_ATTR(c, conv2d_block)->act;
   if (act != RSI_CONV_NO_ACT)
     for (int64_t i = 0; i < p.y.numel; i++) y[i] = activate(y[i], act);
-  plain_to_image(c->x, y, p.s.o, f->block_out, c->out[0]);
+  rsi_plain_to_image(c->x, y, p.s.o, f->block_out, c->out[0]);
   return RS_OK;
 }
 
@@ -375,7 +289,7 @@ static rs_status conv2d_block_data_run(const rsi_call *c) {
   char *at = place(&p.y, place(&p.b, place(&p.a, c->scratch)));
   float *const x = p.y.data, *const more = (float *)(void *)at;
   at += rsi_lane_round((size_t)p.s.c * sizeof(float));
-  image_to_plain(c->x, c->in[0], p.s.o, f->block_out, p.a.data);
+  rsi_image_to_plain(c->x, c->in[0], p.s.o, f->block_out, p.a.data);
   widen(c->x, c->in[1], c->in[1]->data, p.b.data);
   RSI_TRY(plain_run(&p, at));
   if (bias != NULL) {
@@ -384,7 +298,7 @@ static rs_status conv2d_block_data_run(const rsi_call *c) {
     for (int64_t i = 0; i < p.s.n * p.s.c; i++)
       for (int64_t k = 0; k < pixels; k++) x[i * pixels + k] += more[i % p.s.c];
   }
-  plain_to_image(c->x, x, p.s.c, f->block_in, c->out[0]);
+  rsi_plain_to_image(c->x, x, p.s.c, f->block_in, c->out[0]);
   return RS_OK;
 }
 
@@ -399,29 +313,9 @@ static rs_status conv2d_block_weight_run(const rsi_call *c) {
   RSI_TRY(describe_weight(c, &p));
   char *const inner = place(&p.b, place(&p.a, c->scratch));
   p.y.data = c->out[0]->data;
-  image_to_plain(c->x, c->in[0], p.s.c, f->block_in, p.a.data);
-  image_to_plain(c->x, c->in[1], p.s.o, f->block_out, p.b.data);
+  rsi_image_to_plain(c->x, c->in[0], p.s.c, f->block_in, p.a.data);
+  rsi_image_to_plain(c->x, c->in[1], p.s.o, f->block_out, p.b.data);
   return plain_run(&p, inner);
-}
-
-/* ---- images by oneDNN ------------------------------------------------------------------------------------------------ */
-
-static rsi_conv_call image_call(const rsi_call *c) {
-  const image_block_attrs *const a = RSI_ATTR(c, image_block);
-  const int64_t *const x = c->in[0]->shape;
-  return (rsi_conv_call){.kind = RSI_CONV_IMAGE, .s = {.n = 1, .c = a->channels, .h = x[2], .w = x[3], .o = a->channels},
-                         .x_block = a->from, .x_dtype = c->in[0]->dtype, .y_block = a->block, .y_dtype = a->dtype};
-}
-
-static bool image_block_fast(const rsi_call *c) {
-  if (c->x->onednn == NULL || c->in[0]->numel == 0) return false;
-  const rsi_conv_call k = image_call(c);
-  return rsi_onednn_conv_accepts(c->x->onednn, &k);
-}
-
-static rs_status image_block_fast_run(const rsi_call *c) {
-  const rsi_conv_call k = image_call(c);
-  return rsi_onednn_image_run(c->x, &k, c->in[0]->shape[0], c->in[0]->data, c->out[0]->data);
 }
 
 /* ---- packed weights -------------------------------------------------------------------------------------------------- */
@@ -650,8 +544,8 @@ static size_t pack_size(const rsi_call *c, plain *p) {
 
 static rs_status conv2d_pack_infer(rsi_call *c) {
   plain p;
-  RSI_TRY(check_float((int)forms(c)->dtype, "dtype"));
-  RSI_TRY(check_float((int)RSI_ATTR(c, conv2d_pack)->input_dtype, "input_dtype"));
+  RSI_TRY(rsi_check_float((int)forms(c)->dtype, "dtype"));
+  RSI_TRY(rsi_check_float((int)RSI_ATTR(c, conv2d_pack)->input_dtype, "input_dtype"));
   RSI_TRY(describe_pack(c, &p));
   c->desc[0] = (rsi_desc){.dtype = RS_U8, .ndim = 1, .shape = {(int64_t)pack_size(c, &p)}};
   return RS_OK;
@@ -828,12 +722,6 @@ int64_t rsi_conv_block_size(const rsi_exec *x, int dtype, int64_t channels) {
 #define POINT(channels_, in_, out_) FORM(ONE(1), ONE(0), ONE(1), 1, channels_, in_, out_)
 #define EACH3(channels_, in_, out_) FORM(ONE(1), ONE(1), ONE(1), channels_, channels_, in_, out_)
 
-static const image_block_attrs to16 = {20, 1, 16, RS_F32}, to1 = {20, 16, 1, RS_F32}, to_last = {20, 16, 20, RS_F32},
-                               to8 = {20, 20, 8, RS_F32}, to_bf16 = {5, 1, 5, RS_BF16};
-static const rsi_sample image_block_samples[] = {
-  {"f2x20x5x6x1", &to16, 0, 1}, {"f2x2x5x6x16", &to1, 0, 1}, {"f2x2x5x6x16", &to_last, 0, 1}, {"f1x1x3x3x20", &to8, 0, 1},
-  {"f2x5x4x4", &to_bf16, 0, 1}, {"f0x20x5x6x1", &to16, 0, 1}, {NULL, NULL, 0, 0}};
-
 static const conv2d_block_attrs
   f_same = {SAME3(32, 16, 16)}, f_relu = {SAME3(32, 16, 16), .act = 1}, f_relu6 = {HALF3(32, 16, 16), .act = 2},
   f_stem = {HALF3(3, 1, 16), .act = 1}, f_point = {POINT(32, 16, 16), .act = 1}, f_last = {POINT(20, 20, 7)},
@@ -923,8 +811,6 @@ static const rsi_sample conv2d_block_weight_samples[] = {
 
 #define ITEMS (RSI_F32 | RSI_HALF)
 #define END {NULL, 0, 0, NULL, NULL, NULL}
-static const rsi_kernel image_block_kernels[] = {
-  {"onednn", RSI_ONEDNN, ITEMS, image_block_fast, NULL, image_block_fast_run}, {"rows", RSI_PORTABLE, ITEMS, NULL, NULL, image_block_run}, END};
 static const rsi_kernel conv2d_block_kernels[] = {
   {"depthwise", RSI_PORTABLE, RSI_F32, depthwise_block, depthwise_block_scratch, depthwise_block_run},
   {"winograd", RSI_PORTABLE, RSI_F32, winograd_block, winograd_block_scratch, winograd_block_run},
@@ -947,12 +833,6 @@ static const rsi_kernel conv2d_block_weight_kernels[] = {
   {"split", RSI_PORTABLE, RSI_F32 | 1u << RS_BF16, conv2d_block_weight_split, conv2d_block_weight_split_scratch, conv2d_block_weight_split_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_weight_fast, conv2d_block_weight_fast_scratch, conv2d_block_weight_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, conv2d_block_weight_scratch, conv2d_block_weight_run}, END};
-
-const rs_op rsi_op_image_block = {
-  .name = "image_block", .doc = "A block image in another block form or dtype.", .inputs = "x",
-  .nin_min = 1, .nin_max = 1, .nout = 1, .traits = RSI_T_INTERNAL | RSI_T_HALF, .dtypes = ITEMS,
-  RSI_USES_ATTRS(image_block), .infer = image_block_infer, .kernels = image_block_kernels, .samples = image_block_samples,
-};
 
 const rs_op rsi_op_conv2d_block = {
   .name = "conv2d_block", .doc = "act(conv2d(x, weight, bias) + residual) on block images.", .inputs = "x,weight,bias?,residual?",

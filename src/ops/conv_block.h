@@ -11,6 +11,14 @@
 */
 int64_t rsi_conv_block_size(const rsi_exec *x, int dtype, int64_t channels);
 
+/* image_block.c: a block image's form; t must be one of `channels` channels (a plain one may have four dimensions); f32, bf16 or f16. */
+rsi_desc  rsi_image_desc(int dtype, int64_t n, int64_t channels, int64_t h, int64_t w, int64_t block);
+rs_status rsi_check_image(const rs_tensor *t, const char *name, int64_t channels, int64_t block);
+rs_status rsi_check_float(int dtype, const char *name);
+/* Between a block image and plain f32, [N, C, H, W]. */
+void      rsi_image_to_plain(const rsi_exec *x, const rs_tensor *t, int64_t channels, int64_t block, float *to);
+void      rsi_plain_to_image(const rsi_exec *x, const float *from, int64_t channels, int64_t block, rs_tensor *t);
+
 /* The first bytes of a packed weight. */
 typedef struct rsi_conv_pack_head {
   uint64_t magic, layout;        /* layout: a mark of the one that its maker chose */
