@@ -172,7 +172,7 @@ describe("a 1x1 convolution before one filter for each channel", function()
       local x = wave({ 1, 8, case[6], case[7] }, 1)
       local expected = resin.no_grad(function() return model(x) end)
       local y, found, fast = compiled(model, x)
-      if expands() then assert.equal(1, found.conv2d_expand_block) end
+      if expands() and found.conv2d_block then assert.equal(1, found.conv2d_expand_block) end     -- there is block form: oneDNN is built in
       close(expected, y, "y")
       close(y, on_threads(2, function() return (resin.no_grad(function() return resin.compile(model)(x) end)) end), "y on two threads")
       resin.no_grad(function() model[2].weight:mul_(0.5) end)      -- rearranged again

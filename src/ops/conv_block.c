@@ -527,6 +527,14 @@ static const own_form
   depthwise = {RSI_CONV_PACK_EACH, rsi_depthwise_accepts, rsi_depthwise_bytes, rsi_depthwise_run, rsi_depthwise_pack_bytes, NULL,
                rsi_depthwise_pack_run};
 
+/* A pack in the terms that are common with oneDNN, but it needs no oneDNN. */
+static bool own_pack(const rsi_call *c, plain *p, rsi_conv_call *k) {
+  if (describe_pack(c, p) != RS_OK) return false;
+  fast_call(c, p, k);
+  k->x_dtype = RSI_ATTR(c, conv2d_pack)->input_dtype, k->packed = 1, k->act = RSI_ATTR(c, conv2d_pack)->act;
+  return is_f32(c->in[0]);
+}
+
 /* Room for any maker's form. */
 static size_t pack_size(const rsi_call *c, plain *p) {
   static const own_form *const own[] = {&winograd, &split, &depthwise};
@@ -535,7 +543,7 @@ static size_t pack_size(const rsi_call *c, plain *p) {
   size_t most = floats(&p->b);
   const size_t onednn = pack_call(c, p, &k) ? rsi_onednn_pack_bytes(c->x->onednn, &k, &layout) : 0;
   if (onednn > most) most = onednn;
-  for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
+  for (size_t i = 0; own_pack(c, p, &k) && i < sizeof own / sizeof *own; i++) {
     const size_t bytes = own[i]->accepts(c->x, &k) ? own[i]->pack_bytes(c->x, &k, &layout) : 0;
     if (bytes > most) most = bytes;
   }
@@ -566,13 +574,6 @@ static bool own_data(const rsi_call *c, plain *p, rsi_conv_call *k) {
   if (describe_data(c, p) != RS_OK) return false;
   fast_call(c, p, k);
   return is_f32(c->in[1]) && is_f32(c->in[2]);
-}
-
-static bool own_pack(const rsi_call *c, plain *p, rsi_conv_call *k) {
-  if (describe_pack(c, p) != RS_OK) return false;
-  fast_call(c, p, k);
-  k->x_dtype = RSI_ATTR(c, conv2d_pack)->input_dtype, k->packed = 1, k->act = RSI_ATTR(c, conv2d_pack)->act;
-  return is_f32(c->in[0]);
 }
 
 static bool own_block(const rsi_call *c, const own_form *f) {
