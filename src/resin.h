@@ -95,7 +95,8 @@ RS_API int             rs_get_num_threads(const rs_ctx *ctx);
 RS_API rs_status       rs_set_isa(rs_ctx *ctx, const char *name);       /* "baseline", "avx2", "avx512", "best" */
 RS_API const char     *rs_get_isa(const rs_ctx *ctx);
 RS_API rs_status       rs_set_backends(rs_ctx *ctx, const char *names); /* "all", "portable", or a list: "blas,onednn" */
-/* "default", or "highest": no Winograd convolutions (whose error is a few times larger) and no programs in bf16. */
+/* "default", or "highest": no Winograd convolutions (whose error is a few times larger), no f32 products on bf16 tiles (whose error is
+   no larger) and no programs in bf16. */
 RS_API rs_status       rs_set_precision(rs_ctx *ctx, const char *name);
 RS_API const char     *rs_get_precision(const rs_ctx *ctx);
 RS_API void            rs_set_index_base(rs_ctx *ctx, int base);        /* 0 or 1: how messages count */
