@@ -105,8 +105,9 @@ function resin.set_backends(names)
   check.status(C.rs_set_backends(ctx, check.string(names, "set_backends: names")))
 end
 
----"default", or "highest": each product of two numbers is one f32 operation. That means convolutions without Winograd's form, whose error is
----a few times larger, no f32 products on bf16 tiles, whose error is no larger, and no programs in bf16. Compiled functions record again.
+---"default", or "highest": each product of two numbers is one f32 operation. That means convolutions without Winograd's form, whose
+---error is a few times larger, no f32 products on bf16 tiles, whose error is no larger, and no programs in bf16. Compiled functions
+---record again.
 ---@param name string
 function resin.set_precision(name)
   outside_recordings("set_precision")
