@@ -86,32 +86,6 @@ static void read(int64_t rows, int64_t n, const void *from, bool bf16, int64_t r
   for (int64_t i = rows; i < high; i++, to += ld) memset(to, 0, (size_t)wide * sizeof *to);
 }
 
-/* v: 16 rows of 16 units, becomes its transpose */
-ALWAYS void transpose(__m512i *v) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int h = 0; h < 2; h++)
-    for (int i = 0; i < 4; i++) {
-      t[8 * h + i] = _mm512_shuffle_i32x4(v[8 * h + i], v[8 * h + 4 + i], 0x88);
-      t[8 * h + 4 + i] = _mm512_shuffle_i32x4(v[8 * h + i], v[8 * h + 4 + i], 0xDD);
-    }
-  for (int i = 0; i < 4; i++) {
-    v[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-    v[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-    v[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xDD);
-    v[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xDD);
-  }
-}
-
 /* 16 columns of two rows as units */
 ALWAYS __m512i interleaved(const uint16_t *x, const uint16_t *y) {
   const __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)x));
@@ -134,7 +108,7 @@ static void turned_pairs(int64_t rows, int64_t n, const uint16_t *x, int64_t ld,
     for (int64_t j = 0; j < n; j += SIDE) {
       uint16_t *const t = to + i / SIDE * panel + i % SIDE * 2 + j * SIDE;
       for (int r = 0; r < 16; r++) v[r] = _mm512_loadu_si512(x + (i + r) * ld + j);
-      transpose(v);
+      rsi_transpose_units(v);
       for (int r = 0; r < 16; r++) _mm512_storeu_si512(t + r * UNIT_ROW, v[r]);
     }
 }
@@ -144,7 +118,7 @@ static void turned(int64_t rows, int64_t n, const uint16_t *x, int64_t ld, uint1
   for (int64_t i = 0; i < rows; i += SIDE)
     for (int64_t j = 0; j < n; j += 16) {
       for (int r = 0; r < 16; r++) v[r] = interleaved(x + (i + 2 * r) * ld + j, x + (i + 2 * r + 1) * ld + j);
-      transpose(v);
+      rsi_transpose_units(v);
       for (int r = 0; r < 16; r++) _mm512_storeu_si512(to + (j + r) * ldt + i, v[r]);
     }
 }

@@ -203,28 +203,8 @@ AMX static void block(const rsi_amx *j, int64_t row, int64_t rows, int64_t first
 
 /* to: [16 rows `line` units apart] = the transpose of v: 16 rows of 16 units */
 ALWAYS void put_transposed(__m512i *v, uint32_t *to, int64_t line) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int h = 0; h < 2; h++)
-    for (int i = 0; i < 4; i++) {
-      t[8 * h + i] = _mm512_shuffle_i32x4(v[8 * h + i], v[8 * h + 4 + i], 0x88);
-      t[8 * h + 4 + i] = _mm512_shuffle_i32x4(v[8 * h + i], v[8 * h + 4 + i], 0xDD);
-    }
-  for (int i = 0; i < 4; i++) {
-    _mm512_storeu_si512(to + i * line, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
-    _mm512_storeu_si512(to + (4 + i) * line, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88));
-    _mm512_storeu_si512(to + (8 + i) * line, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xDD));
-    _mm512_storeu_si512(to + (12 + i) * line, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xDD));
-  }
+  rsi_transpose_units(v);
+  for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * line, v[i]);
 }
 
 ALWAYS __mmask32 first_of(int64_t n) { return n >= 32 ? 0xFFFFFFFFu : n <= 0 ? 0 : (1u << n) - 1u; }

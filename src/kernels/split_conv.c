@@ -331,45 +331,20 @@ RSI_TILES_IN void finish(int parts, work *w, int rows) {
 /* ---- products ---------------------------------------------------------------------------------------------------------- */
 
 /*
-** sums: [down][across][16][16] = a x b over `runs` runs at a_at and b_at; a[h] and b[q] are the two tiles of rows and of columns. The
-** order of the parts is that of rsi_split_multiply. Between the runs the sums before are finished.
+** sums: [down][across][16][16] = a x b over `runs` runs at a_at and b_at; a[h] and b[q] are the two tiles of rows and of columns. After
+** each run some of the sums before are finished.
 */
 RSI_TILES_IN void multiply(work *w, int down, int across, int64_t runs, const int32_t *a_at, const int32_t *b_at,
                            const uint16_t *const a[2], const uint16_t *const b[2], float *sums) {
   const int64_t part = w->s->positions * PIXEL;
-  const bool lower = down > 1, right = across > 1;
   const int each = runs >= RSI_SIDE ? 1 : (int)(RSI_SIDE / (runs > 0 ? runs : 1)) + 1;
-  _tile_zero(0);
-  if (right) _tile_zero(1);
-  if (lower) _tile_zero(2);
-  if (lower && right) _tile_zero(3);
-#define LOAD_A(p) { _tile_loadd(4, a0 + (p) * part, 64); if (lower) _tile_loadd(5, a1 + (p) * part, 64); }
-#define LOAD_B(p) { _tile_loadd(6, b0 + (p) * RSI_TILE, 64); if (right) _tile_loadd(7, b1 + (p) * RSI_TILE, 64); }
-#define TIMES {                                                                                                             \
-    _tile_dpbf16ps(0, 4, 6);                                                                                                \
-    if (right) _tile_dpbf16ps(1, 4, 7);                                                                                     \
-    if (lower) _tile_dpbf16ps(2, 5, 6);                                                                                     \
-    if (lower && right) _tile_dpbf16ps(3, 5, 7);                                                                            \
-  }
+  rsi_split_begin(down, across);
   for (int64_t r = 0; r < runs; r++) {
-    const uint16_t *const a0 = a[0] + a_at[r], *const a1 = lower ? a[1] + a_at[r] : NULL;
-    const uint16_t *const b0 = b[0] + b_at[r], *const b1 = right ? b[1] + b_at[r] : NULL;
-    LOAD_A(2) LOAD_B(0) TIMES
-    LOAD_A(1) TIMES
-    LOAD_B(1) TIMES
+    rsi_split_run(RSI_PARTS, down, across, a[0] + a_at[r], a[1] + a_at[r], part, b[0] + b_at[r], b[1] + b_at[r], RSI_TILE, NULL, NULL);
     finish(RSI_PARTS, w, each);
-    LOAD_A(0) TIMES
-    LOAD_B(2) TIMES
-    LOAD_B(0) TIMES
   }
-#undef LOAD_A
-#undef LOAD_B
-#undef TIMES
   finish(RSI_PARTS, w, RSI_SIDE);
-  _tile_stored(0, sums, 64);
-  if (right) _tile_stored(1, sums + 256, 64);
-  if (lower) _tile_stored(2, sums + across * 256, 64);
-  if (lower && right) _tile_stored(3, sums + 768, 64);
+  rsi_split_end(down, across, sums, across * 256);
 }
 
 /* The same with one part; sums: [down][16][across][16]. */

@@ -134,7 +134,7 @@ static rsi_soon place_of(const rsi_split_product *s, const place *w) {
 
 /* a, b: the packed strips of this chunk, `step` elements apart. */
 RSI_TILES static void multiply(const place *w, const uint16_t *a, const uint16_t *b, int64_t step, const rsi_soon *soon) {
-  const rsi_split_runs rows = {{a, a + step}, RSI_TILE, RSI_RUN, NULL}, columns = {{b, b + step}, RSI_TILE, RSI_RUN, NULL};
+  const rsi_split_runs rows = {{a, a + step}, RSI_RUN}, columns = {{b, b + step}, RSI_RUN};
   rsi_asking q = rsi_ask_begin(soon, 1, w->runs * RSI_BETWEEN);
   if (w->down == 2 && w->across == 2) rsi_split_multiply(2, 2, w->runs, &rows, &columns, rsi_ask, &q, w->sums);
   else if (w->down == 2) rsi_split_multiply(2, 1, w->runs, &rows, &columns, rsi_ask, &q, w->sums);

@@ -68,7 +68,7 @@ RSI_TILES static bool product(int64_t m, int64_t n, int64_t runs, const uint16_t
       for (int64_t i = 0; i < m; i += 2 * RSI_SIDE) {
         const place w = {sums[turn ^= 1], i, j, m - i > RSI_SIDE ? 2 : 1, n - j > RSI_SIDE ? 2 : 1, r > 0};
         const uint16_t *const at = a + i / RSI_SIDE * strip + r * RSI_RUN, *const by = b + j / RSI_SIDE * strip + r * RSI_RUN;
-        const rsi_split_runs rows = {{at, at + strip}, RSI_TILE, RSI_RUN, NULL}, columns = {{by, by + strip}, RSI_TILE, RSI_RUN, NULL};
+        const rsi_split_runs rows = {{at, at + strip}, RSI_RUN}, columns = {{by, by + strip}, RSI_RUN};
         if (w.down == 2 && w.across == 2) rsi_split_multiply(2, 2, chunk, &rows, &columns, rsi_ask, &q, w.sums);
         else if (w.down == 2) rsi_split_multiply(2, 1, chunk, &rows, &columns, rsi_ask, &q, w.sums);
         else if (w.across == 2) rsi_split_multiply(1, 2, chunk, &rows, &columns, rsi_ask, &q, w.sums);

@@ -47,28 +47,10 @@ RSI_TILES_IN void rsi_split(__m512 x, __m512 y, __m512i part[RSI_PARTS]) {
 
 /* v: [16][16] = its transpose */
 RSI_TILES_IN void rsi_transpose16(__m512 v[RSI_SIDE]) {
-  __m512 t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4)
-    for (int h = 0; h < 2; h++) {
-      const __m512d a = _mm512_castps_pd(t[i + h]), b = _mm512_castps_pd(t[i + 2 + h]);
-      v[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-      v[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-    }
-  for (int h = 0; h < 2; h++)
-    for (int i = 0; i < 4; i++) {
-      t[8 * h + i] = _mm512_shuffle_f32x4(v[8 * h + i], v[8 * h + 4 + i], 0x88);
-      t[8 * h + 4 + i] = _mm512_shuffle_f32x4(v[8 * h + i], v[8 * h + 4 + i], 0xDD);
-    }
-  for (int i = 0; i < 4; i++) {
-    v[i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0x88);
-    v[4 + i] = _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0x88);
-    v[8 + i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0xDD);
-    v[12 + i] = _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0xDD);
-  }
+  __m512i u[RSI_SIDE];
+  for (int i = 0; i < RSI_SIDE; i++) u[i] = _mm512_castps_si512(v[i]);
+  rsi_transpose_units(u);
+  for (int i = 0; i < RSI_SIDE; i++) v[i] = _mm512_castsi512_ps(u[i]);
 }
 
 RSI_TILES_IN __mmask16 rsi_first_of(int64_t n) { return (__mmask16)(n >= 16 ? 0xFFFFu : n <= 0 ? 0 : (1u << n) - 1u); }
@@ -104,31 +86,36 @@ RSI_TILES_IN void rsi_put_run(const __m512 x[RSI_SIDE], const __m512 y[RSI_SIDE]
 
 /* ---- products -------------------------------------------------------------------------------------------------------- */
 
-/* Where the runs of an operand lie: run r of tile h begins at at[h] + offset[r], or + r * step when offset is NULL; parts of a tile `part` apart. */
-typedef struct rsi_split_runs {
-  const uint16_t *at[2];
-  int64_t part, step;
-  const int32_t *offset;
-} rsi_split_runs;
-
-/* What is done between the products of tiles, which take some 100 cycles each: RSI_BETWEEN times in a run. */
+/* What is done between the products of tiles, which take some 100 cycles each: RSI_BETWEEN times in a run. NULL: nothing. */
 typedef void (*rsi_between_fn)(void *arg);
 enum { RSI_BETWEEN = 6 };
 
-/*
-** sums: [down][across][16][16] = a x b over `runs` runs; `down` tiles of rows by `across` of columns, 1 or 2 of each. The small
-** products come first. Each pair of a's and b's parts shares a part with the pair before it, so a run of 2 x 2 loads 14 tiles for 24
-** products. `between` may be NULL.
-*/
-RSI_TILES_IN void rsi_split_multiply(int down, int across, int64_t runs, const rsi_split_runs *a, const rsi_split_runs *b,
-                                     rsi_between_fn between, void *arg, float *sums) {
-  const bool lower = down > 1, right = across > 1;
+/* The sums of `down` tiles of rows by `across` of columns, 1 or 2 of each, are in tiles 0 to 3. */
+RSI_TILES_IN void rsi_split_begin(int down, int across) {
   _tile_zero(0);
-  if (right) _tile_zero(1);
-  if (lower) _tile_zero(2);
-  if (lower && right) _tile_zero(3);
-#define LOAD_A(p) { _tile_loadd(4, a0 + (p) * a->part, 64); if (lower) _tile_loadd(5, a1 + (p) * a->part, 64); }
-#define LOAD_B(p) { _tile_loadd(6, b0 + (p) * b->part, 64); if (right) _tile_loadd(7, b1 + (p) * b->part, 64); }
+  if (across > 1) _tile_zero(1);
+  if (down > 1) _tile_zero(2);
+  if (down > 1 && across > 1) _tile_zero(3);
+}
+
+/* sums: [down][across][16][16], the second row of tiles `lower` floats after the first */
+RSI_TILES_IN void rsi_split_end(int down, int across, float *sums, int64_t lower) {
+  _tile_stored(0, sums, 64);
+  if (across > 1) _tile_stored(1, sums + 256, 64);
+  if (down > 1) _tile_stored(2, sums + lower, 64);
+  if (down > 1 && across > 1) _tile_stored(3, sums + lower + 256, 64);
+}
+
+/*
+** The products of a run: tiles a0 and a1, b0 and b1, whose parts lie a_part and b_part elements apart; with `parts` 1 the operands
+** are bf16 and there is one product. The small products come first. Each pair of a's and b's parts shares a part with the pair before it,
+** so a run of 2 x 2 loads 14 tiles for 24 products.
+*/
+RSI_TILES_IN void rsi_split_run(int parts, int down, int across, const uint16_t *a0, const uint16_t *a1, int64_t a_part, const uint16_t *b0,
+                                const uint16_t *b1, int64_t b_part, rsi_between_fn between, void *arg) {
+  const bool lower = down > 1, right = across > 1;
+#define LOAD_A(p) { _tile_loadd(4, a0 + (p) * a_part, 64); if (lower) _tile_loadd(5, a1 + (p) * a_part, 64); }
+#define LOAD_B(p) { _tile_loadd(6, b0 + (p) * b_part, 64); if (right) _tile_loadd(7, b1 + (p) * b_part, 64); }
 #define TIMES {                                                                                                             \
     _tile_dpbf16ps(0, 4, 6);                                                                                                \
     if (right) _tile_dpbf16ps(1, 4, 7);                                                                                     \
@@ -136,24 +123,33 @@ RSI_TILES_IN void rsi_split_multiply(int down, int across, int64_t runs, const r
     if (lower && right) _tile_dpbf16ps(3, 5, 7);                                                                            \
     if (between) between(arg);                                                                                              \
   }
-  for (int64_t r = 0; r < runs; r++) {
-    const int64_t in_a = a->offset ? a->offset[r] : r * a->step, in_b = b->offset ? b->offset[r] : r * b->step;
-    const uint16_t *const a0 = a->at[0] + in_a, *const a1 = a->at[1] + in_a, *const b0 = b->at[0] + in_b, *const b1 = b->at[1] + in_b;
-    rsi_stay_awake();
-    LOAD_A(2) LOAD_B(0) TIMES
-    LOAD_A(1) TIMES
-    LOAD_B(1) TIMES
-    LOAD_A(0) TIMES
-    LOAD_B(2) TIMES
-    LOAD_B(0) TIMES
+  if (parts == 1) {
+    LOAD_A(0) LOAD_B(0) TIMES
+    return;
   }
+  rsi_stay_awake();
+  LOAD_A(2) LOAD_B(0) TIMES
+  LOAD_A(1) TIMES
+  LOAD_B(1) TIMES
+  LOAD_A(0) TIMES
+  LOAD_B(2) TIMES
+  LOAD_B(0) TIMES
 #undef LOAD_A
 #undef LOAD_B
 #undef TIMES
-  _tile_stored(0, sums, 64);
-  if (right) _tile_stored(1, sums + 256, 64);
-  if (lower) _tile_stored(2, sums + across * 256, 64);
-  if (lower && right) _tile_stored(3, sums + 768, 64);
+}
+
+/* Where the runs of an operand lie, without gaps between its parts: run r of tile h begins at at[h] + r * step. */
+typedef struct rsi_split_runs { const uint16_t *at[2]; int64_t step; } rsi_split_runs;
+
+/* sums: [down][across][16][16] = a x b over `runs` runs */
+RSI_TILES_IN void rsi_split_multiply(int down, int across, int64_t runs, const rsi_split_runs *a, const rsi_split_runs *b,
+                                     rsi_between_fn between, void *arg, float *sums) {
+  const uint16_t *a0 = a->at[0], *a1 = a->at[1], *b0 = b->at[0], *b1 = b->at[1];
+  rsi_split_begin(down, across);
+  for (int64_t r = 0; r < runs; r++, a0 += a->step, a1 += a->step, b0 += b->step, b1 += b->step)
+    rsi_split_run(RSI_PARTS, down, across, a0, a1, RSI_TILE, b0, b1, RSI_TILE, between, arg);
+  rsi_split_end(down, across, sums, across * 256);
 }
 
 /* ---- asking for memory ------------------------------------------------------------------------------------------------ */

@@ -319,55 +319,26 @@ typedef struct work {
   splitter q;
 } work;
 
-/*
-** The products of an area, from a and b on, to sums: [2][2][16][16], of which down x across tiles are used, 1 or 2 of each; in the order
-** of rsi_split_multiply. Between them there is splitting.
-*/
+/* Between products there is splitting, as much as keeps pace. */
+RSI_TILES_IN void split_between(void *arg) {
+  splitter *const q = arg;
+  if ((q->credit += q->rate) >= ONE) split_some(q);
+}
+
+/* The products of an area, from a and b on, to sums: [2][2][16][16], of which down x across tiles are used, 1 or 2 of each. */
 RSI_TILES_IN void multiply(int parts, int down, int across, work *w, const rsi_wgrad_area *z, const uint16_t *a, const uint16_t *b,
                            float *sums) {
-  const bool right = across > 1, lower = down > 1;
   const int64_t pixel = rsi_wgrad_pixel(parts);
-  splitter *const q = &w->q;
-  _tile_zero(0);
-  if (right) _tile_zero(1);
-  if (lower) _tile_zero(2);
-  if (lower && right) _tile_zero(3);
-#define LOAD_A(p) { _tile_loadd(4, a0 + (p) * RSI_TILE, 64); if (lower) _tile_loadd(5, a1 + (p) * RSI_TILE, 64); }
-#define LOAD_B(p) { _tile_loadd(6, b0 + (p) * RSI_TILE, 64); if (right) _tile_loadd(7, b1 + (p) * RSI_TILE, 64); }
-#define TIMES {                                                                                                             \
-    _tile_dpbf16ps(0, 4, 6);                                                                                                \
-    if (right) _tile_dpbf16ps(1, 4, 7);                                                                                     \
-    if (lower) _tile_dpbf16ps(2, 5, 6);                                                                                     \
-    if (lower && right) _tile_dpbf16ps(3, 5, 7);                                                                            \
-    if ((q->credit += q->rate) >= ONE) split_some(q);                                                                       \
-  }
   int64_t line = z->line;
+  rsi_split_begin(down, across);
   for (int64_t r = 0; r < z->rows; r++) {
     const uint16_t *a0 = a + r * w->a_row, *b0 = b + line * w->b_row;
-    const uint16_t *a1 = a0 + w->a_block, *b1 = b0 + w->b_block;
-    for (int64_t c = 0; c < z->columns; c++) {
-      if (parts == 1) {
-        LOAD_A(0) LOAD_B(0) TIMES
-      } else {
-        LOAD_A(2) LOAD_B(0) TIMES
-        LOAD_A(1) TIMES
-        LOAD_B(1) TIMES
-        LOAD_A(0) TIMES
-        LOAD_B(2) TIMES
-        LOAD_B(0) TIMES
-      }
-      a0 += pixel, a1 += pixel, b0 += w->b_column, b1 += w->b_column;
-    }
+    for (int64_t c = 0; c < z->columns; c++, a0 += pixel, b0 += w->b_column)
+      rsi_split_run(parts, down, across, a0, a0 + w->a_block, RSI_TILE, b0, b0 + w->b_block, RSI_TILE, split_between, &w->q);
     line += w->s->step_h;
     while (line >= w->s->ring) line -= w->s->ring;
   }
-#undef LOAD_A
-#undef LOAD_B
-#undef TIMES
-  _tile_stored(0, sums, 64);
-  if (right) _tile_stored(1, sums + 256, 64);
-  if (lower) _tile_stored(2, sums + 512, 64);
-  if (lower && right) _tile_stored(3, sums + 768, 64);
+  rsi_split_end(down, across, sums, 512);
 }
 
 /*
@@ -401,7 +372,7 @@ RSI_TILES_IN void sweep(int down, int taps, work *w, const rsi_wgrad_area *z, co
         _tile_loadd(7, b0 + 2 * tap, 64);
         _tile_dpbf16ps(2, 6, 7);
       }
-      if ((q->credit += q->rate) >= ONE) split_some(q);
+      split_between(q);
       if (lower) {
         _tile_loadd(6, a0 + w->a_block, 64);
         if (taps > 2) {
@@ -413,7 +384,7 @@ RSI_TILES_IN void sweep(int down, int taps, work *w, const rsi_wgrad_area *z, co
           _tile_loadd(7, b0, 64);
         }
         _tile_dpbf16ps(3, 6, 7);
-        if ((q->credit += q->rate) >= ONE) split_some(q);
+        split_between(q);
       }
       a0 += pixel, b0 += w->b_column;
     }
