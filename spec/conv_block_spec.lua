@@ -2,51 +2,17 @@
 -- any number of threads. The op table's own checks are in ops_spec.
 
 local ffi = require "ffi"
-local resin = require "resin"
 local lib = require "resin.lib"
 local ops = require "resin.ops"
+local images = require "spec.support.images"
 local samples = require "spec.support.samples"
 
 local C, ctx = lib.C, lib.ctx
+local copy, wave, block, plain, close, last_kernel = images.with, images.wave, images.block, images.plain, images.close, images.last_kernel
 local has_onednn = ffi.string(C.rs_build_info()):match("onednn") ~= nil
-
-local function wave(shape, turn)
-  local n = 1
-  for i = 1, #shape do n = n * shape[i] end
-  local values = {}
-  for i = 1, n do values[i] = math.sin(i * 1.37 + turn) * 0.5 end
-  return resin.tensor(values):reshape(shape)
-end
-
--- A plain image in block form.
-local function block(x, b, dtype)
-  return ops.image_block(x, {channels = x.shape[2], from = 1, block = b, dtype = dtype})
-end
-
-local function plain(x, channels)
-  return ops.image_block(x, {channels = channels, from = x.shape[5], block = 1, dtype = "f32"})
-end
-
--- Among the portable kernels the direct ones.
-local function with(backends, f)
-  assert.equal(0, C.rs_set_backends(ctx, backends))
-  assert.equal(0, C.rs_set_precision(ctx, "highest"))
-  local ok, y = pcall(f)
-  C.rs_set_precision(ctx, "default")
-  C.rs_set_backends(ctx, "all")
-  if not ok then error(y, 0) end
-  return y
-end
-
-local function last_kernel() return ffi.string(C.rs_last_kernel(ctx)) end
 
 -- Our own forms go before oneDNN (winograd_spec, split_spec, depthwise_spec).
 local function is_fast(kernel) assert.is_true(kernel ~= "plain", kernel) end
-
-local function close(a, b, tolerance, what)
-  local d = samples.difference(a, b)
-  if d > tolerance then error(string.format("%s differs by %g", what, d), 2) end
-end
 
 -- n, c, h, w, o, k, stride, padding, groups; block_in, block_out; act, residual
 local cases = {
@@ -70,13 +36,6 @@ local cases = {
 
 local function options_of(case)
   return {stride = case[7], padding = case[8], groups = case[9], channels = case[2], block_in = case[10], block_out = case[11]}
-end
-
-local function copy(t, more)
-  local r = {}
-  for k, v in pairs(t) do r[k] = v end
-  for k, v in pairs(more) do r[k] = v end
-  return r
 end
 
 local function text(case) return table.concat({case[1], case[2], case[3], case[4], case[5]}, "x") end
@@ -111,7 +70,7 @@ for _, dtype in ipairs {"f32", "bf16"} do
         local residual = case[13] and y or nil
         local forward = copy(opts, {act = case[12], weight_size = weight.shape})
         local function run(wt) return ops.conv2d_block(x, wt, bias, residual, forward) end
-        local expected = with("portable", function() return run(weight) end)
+        local expected = images.portable(function() return run(weight) end)
         local got = run(weight)
         is_fast(last_kernel())
         close(expected, got, tolerance, "y")
@@ -121,7 +80,7 @@ for _, dtype in ipairs {"f32", "bf16"} do
         is_fast(packer)
         close(expected, run(pack), tolerance, "y of packed weights")
         assert.equal(packer, last_kernel())
-        local portable = with("portable", function() return ops.conv2d_pack(weight, pack_options) end)
+        local portable = images.portable(function() return ops.conv2d_pack(weight, pack_options) end)
         local maker = last_kernel()
         close(expected, run(portable), tolerance, "y of weights packed by the portable kernel")
         assert.equal(maker, last_kernel())
@@ -133,8 +92,8 @@ for _, dtype in ipairs {"f32", "bf16"} do
         local bias = wave({c}, 5)
         local function data() return ops.conv2d_block_data(g, weight, bias, copy(opts, {input_size = {n, c, h, w}})) end
         local function filters() return ops.conv2d_block_weight(x, g, copy(opts, {dtype = "f32", weight_size = weight.shape})) end
-        close(with("portable", data), data(), tolerance, "gradient of x")
-        close(with("portable", filters), filters(), wide, "gradient of weight")
+        close(images.portable(data), data(), tolerance, "gradient of x")
+        close(images.portable(filters), filters(), wide, "gradient of weight")
       end)
 
       it("give the same bits on any number of threads: " .. text(case), function()

@@ -5,41 +5,15 @@ local ffi = require "ffi"
 local resin = require "resin"
 local lib = require "resin.lib"
 local ops = require "resin.ops"
-local samples = require "spec.support.samples"
+local images = require "spec.support.images"
 
 local C, ctx = lib.C, lib.ctx
+local block, plain, last_kernel, on_threads = images.block, images.plain, images.last_kernel, images.on_threads
 local nn, F = resin.nn, resin.F
 local LANES = { avx512 = 16, avx2 = 8, baseline = 4 }
 
-local function wave(shape, turn)
-  local n = 1
-  for i = 1, #shape do n = n * shape[i] end
-  local values = {}
-  for i = 1, n do values[i] = math.sin(i * i * 0.37 + turn) * 4 end
-  return resin.tensor(values):reshape(shape)
-end
-
-local function block(x, b) return ops.image_block(x, { channels = x.shape[2], from = 1, block = b }) end
-local function plain(x, channels)
-  local y = ops.image_block(x, { channels = channels, from = x.shape[5], block = 1 })
-  return y:reshape { y.shape[1], y.shape[2], y.shape[3], y.shape[4] }
-end
-local function last_kernel() return ffi.string(C.rs_last_kernel(ctx)) end
-
-local function close(a, b, what)
-  assert.same(a.shape, b.shape)
-  local d = samples.difference(a, b)
-  if d > 2e-6 then error(("%s differs by %g"):format(what, d), 2) end
-end
-
-local function on_threads(count, f)
-  local threads = C.rs_get_num_threads(ctx)
-  C.rs_set_num_threads(ctx, count)
-  local ok, y = pcall(f)
-  C.rs_set_num_threads(ctx, threads)
-  if not ok then error(y, 0) end
-  return y
-end
+local function wave(shape, turn) return images.wave(shape, turn, 4) end
+local function close(a, b, what) images.close(a, b, 2e-6, what) end
 
 local function with_isa(isa, f)
   if C.rs_set_isa(ctx, isa) ~= 0 then return end

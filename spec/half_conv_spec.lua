@@ -5,26 +5,11 @@
 local resin = require "resin"
 local lib = require "resin.lib"
 local ops = require "resin.ops"
+local images = require "spec.support.images"
 local samples = require "spec.support.samples"
 
 local C, ctx = lib.C, lib.ctx
-
-local function portable(f)
-  assert.equal(0, C.rs_set_backends(ctx, "portable"))
-  assert.equal(0, C.rs_set_precision(ctx, "highest"))
-  local ok, y = pcall(f)
-  C.rs_set_precision(ctx, "default")
-  C.rs_set_backends(ctx, "all")
-  if not ok then error(y, 0) end
-  return y
-end
-
-local function with(opts, more)
-  local r = {}
-  for k, v in pairs(opts) do r[k] = v end
-  for k, v in pairs(more) do r[k] = v end
-  return r
-end
+local portable, with = images.portable, images.with
 
 -- Numbers that are exact in bf16, as an image [n, 1, h, w, channels] in bf16 or a weight in f32.
 local function image(n, c, h, w) return resin.randn({n, 1, h, w, c}):to "bf16" end

@@ -2,26 +2,11 @@
 -- them; padding, steps, odd sizes. Without the tiles of AMX the same calls are computed by others, and the same holds.
 
 local resin = require "resin"
-local lib = require "resin.lib"
 local ops = require "resin.ops"
+local images = require "spec.support.images"
 
-local C, ctx = lib.C, lib.ctx
-
-local function highest(f)
-  assert.equal(0, C.rs_set_backends(ctx, "portable"))
-  assert.equal(0, C.rs_set_precision(ctx, "highest"))
-  local ok, y = pcall(f)
-  C.rs_set_precision(ctx, "default")
-  C.rs_set_backends(ctx, "all")
-  if not ok then error(y, 0) end
-  return y
-end
-
-local function block(x) return ops.image_block(x, {channels = x.shape[2], from = 1, block = 16, dtype = "f32"}) end
-local function plain(x, channels)
-  local y = ops.image_block(x, {channels = channels, from = 16, block = 1, dtype = "f32"})
-  return y:reshape({y.shape[1], channels, y.shape[3], y.shape[4]})
-end
+local highest, plain, with = images.portable, images.plain, images.with
+local function block(x) return images.block(x, 16) end
 
 -- Everything that a case needs; y is the shape of the result.
 local function make(case, draw)
@@ -32,13 +17,6 @@ local function make(case, draw)
     opts = {stride = stride, padding = padding, channels = c, block_in = 16, block_out = 16},
     size = {n, c, h, w},
   }
-end
-
-local function with(opts, more)
-  local r = {}
-  for k, v in pairs(opts) do r[k] = v end
-  for k, v in pairs(more) do r[k] = v end
-  return r
 end
 
 local function forward(m, more)

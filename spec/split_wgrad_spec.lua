@@ -1,35 +1,16 @@
 -- Gradients of convolution weights by split products, and of bf16 by the same tiles, beside the plain sums: bands and edges of every
 -- kind, how exact they are, and numbers out of their range.
 
-local ffi = require "ffi"
 local resin = require "resin"
-local lib = require "resin.lib"
 local ops = require "resin.ops"
+local images = require "spec.support.images"
 local samples = require "spec.support.samples"
 
-local C, ctx = lib.C, lib.ctx
+local last_kernel, exactly, on_threads = images.last_kernel, images.exactly, images.on_threads
 
-local function block(x) return ops.image_block(x, {channels = x.shape[2], from = 1, block = 16}) end
+local function block(x) return images.block(x, 16) end
 local function last(x)                -- NHWC, bf16
   return ops.image_block(x, {channels = x.shape[2], from = 1, block = x.shape[2], dtype = "bf16"})
-end
-local function last_kernel() return ffi.string(C.rs_last_kernel(ctx)) end
-
-local function exactly(f)
-  C.rs_set_precision(ctx, "highest")
-  local ok, y = pcall(f)
-  C.rs_set_precision(ctx, "default")
-  if not ok then error(y, 0) end
-  return y
-end
-
-local function on_threads(count, f)
-  local threads = C.rs_get_num_threads(ctx)
-  C.rs_set_num_threads(ctx, count)
-  local ok, y = pcall(f)
-  C.rs_set_num_threads(ctx, threads)
-  if not ok then error(y, 0) end
-  return y
 end
 
 -- n, c, h, w, o, kh, kw, stride, padding, dilation

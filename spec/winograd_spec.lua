@@ -5,54 +5,17 @@ local ffi = require "ffi"
 local resin = require "resin"
 local lib = require "resin.lib"
 local ops = require "resin.ops"
-local samples = require "spec.support.samples"
+local images = require "spec.support.images"
 
 local C, ctx = lib.C, lib.ctx
+local copy, wave, block, plain, close = images.with, images.wave, images.block, images.plain, images.close
+local last_kernel, on_threads = images.last_kernel, images.on_threads
 local best = ffi.string(C.rs_get_isa(ctx))
-
-local function copy(t, more)
-  local r = {}
-  for k, v in pairs(t) do r[k] = v end
-  for k, v in pairs(more) do r[k] = v end
-  return r
-end
-
-local function wave(shape, turn)
-  local n = 1
-  for i = 1, #shape do n = n * shape[i] end
-  local values = {}
-  for i = 1, n do values[i] = math.sin(i * i * 0.37 + turn) * 0.5 end
-  return resin.tensor(values):reshape(shape)
-end
-
-local function block(x, b) return ops.image_block(x, {channels = x.shape[2], from = 1, block = b}) end
-local function plain(x, channels) return ops.image_block(x, {channels = channels, from = x.shape[5], block = 1}) end
-local function last_kernel() return ffi.string(C.rs_last_kernel(ctx)) end
-
-local function close(a, b, tolerance, what)
-  local d = samples.difference(a, b)
-  if d > tolerance then error(string.format("%s differs by %g", what, d), 2) end
-end
 
 -- The same by the portable direct kernels.
 local function direct(f)
-  assert.equal(0, C.rs_set_backends(ctx, "portable"))
-  assert.equal(0, C.rs_set_precision(ctx, "highest"))
-  local ok, y = pcall(f)
-  local kernel = last_kernel()
-  C.rs_set_precision(ctx, "default")
-  C.rs_set_backends(ctx, "all")
-  if not ok then error(y, 0) end
+  local y, kernel = images.portable(f)
   assert.equal("plain", kernel)
-  return y
-end
-
-local function on_threads(count, f)
-  local threads = C.rs_get_num_threads(ctx)
-  C.rs_set_num_threads(ctx, count)
-  local ok, y = pcall(f)
-  C.rs_set_num_threads(ctx, threads)
-  if not ok then error(y, 0) end
   return y
 end
 
