@@ -587,6 +587,32 @@ describe("resin.compile", function()
       end
     end)
 
+    it("stay as they are when the function runs again", function()
+      local weight = nn.Parameter(resin.randn(2, 3))
+      local function f(x)
+        local y = x * 2
+        return y:t(), y:sum(), weight:detach() * 3
+      end
+      local fast = resin.compile(f, EXACT)
+      fast(resin.randn(2, 3))
+      local given = {}
+      for i = 1, 4 do
+        local x = resin.randn(2, 3)
+        if i % 2 == 0 then
+          fast:begin(x)
+          given[i] = { x = x, select(2, fast:step()) }
+        else
+          given[i] = { x = x, fast(x) }
+        end
+        if i == 2 then given[i][3]:zero_() end       -- made once for all runs, so each result is a copy
+      end
+      for i, g in ipairs(given) do
+        same((g.x * 2):t(), g[1])
+        same((g.x * 2):sum(), g[2])
+        same(i == 2 and resin.zeros(2, 3) or weight:detach() * 3, g[3])
+      end
+    end)
+
     it("are written in place where they are contiguous and given once", function()
       local fast = resin.compile(function(a, b) return a:add_(b) end, EXACT)
       local wanted = "compile: the function writes into an argument in place, so argument %d must be contiguous and not be given twice"

@@ -78,6 +78,22 @@ describe("split products", function()
     end
   end)
 
+  it("keep a shared operand packed between the products of a batch", function()
+    -- m, k, n: it stays or passes by, in one chunk of k or more, whole or in parts
+    for _, s in ipairs { { 96, 300, 400 }, { 400, 300, 96 }, { 64, 1100, 96 }, { 1200, 500, 1300 }, { 1200, 380, 1250 } } do
+      local a, b = resin.randn { 2, 1, s[1], s[2] }, resin.randn { 2, 5, s[2], s[3] }
+      local y, z, one = a:matmul(b), b:transpose(3, 4):matmul(a:transpose(3, 4)), a[1][1]:matmul(b[1])
+      for i = 1, 2 do
+        for j = 1, 5 do
+          local alone, what = a[i][1]:matmul(b[i][j]), ("%dx%dx%d, product %d %d"):format(s[1], s[2], s[3], i, j)
+          same_everywhere(alone, y[i][j], what)
+          if i == 1 then same_everywhere(alone, one[j], what .. ", one operand for all") end
+          assert.is_true(error_of(z[i][j], b[i][j]:t(), a[i][1]:t()) < 1e-6)
+        end
+      end
+    end
+  end)
+
   it("give infinities and NaN where a plain loop does", function()
     local huge = math.huge
     for _, odd in ipairs { huge, -huge, 0 / 0, 3.4e38 } do

@@ -248,15 +248,17 @@ RS_API int       rs_program_fits(const rs_program *p, rs_tensor *const *inputs, 
 /* Is t a binding of p, other than a gradient that belongs to its parameter? For a host that frees a tensor that p still holds. */
 RS_API int       rs_program_reads(const rs_program *p, const rs_tensor *t);
 RS_API int       rs_tensor_was_recorded(const rs_tensor *t);        /* has a recording ever met it? */
-/* Runs p: no allocation, no lock. outputs[i] receives a tensor owned by the workspace, overwritten by its next run. */
+/* Runs p: no allocation (but for the first run after a call, which gave its results away), no lock. outputs[i] receives a tensor
+   owned by the workspace, overwritten by its next run. */
 RS_API rs_status rs_program_run(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin,
                                 rs_tensor **outputs, int nout);
-/* The same with outputs that are tensors of their own. */
+/* The same with outputs that are the caller's: the next run makes itself new ones. Only the second of two that share memory and
+   what depends on bindings alone are copied. */
 RS_API rs_status rs_program_call(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin,
                                  rs_tensor **outputs, int nout);
 /*
-** A run in steps, for a frame's budget: begin, then step until it returns RS_OK instead of RS_MORE, then finish. A step ends after
-** the instruction in which the budget (microseconds; 0: none) was used up.
+** A run in steps, for a frame's budget: begin, then step until it returns RS_OK instead of RS_MORE, then finish, whose outputs are
+** the caller's. A step ends after the instruction in which the budget (microseconds; 0: none) was used up.
 */
 RS_API rs_status rs_program_begin(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin);
 RS_API rs_status rs_program_step(const rs_program *p, rs_workspace *w, double budget_us);

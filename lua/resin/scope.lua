@@ -51,8 +51,9 @@ local thread, host = false, nil
 
 -- The least limit is what a core's cache holds: garbage that is reused before it has left the cache makes a small op five times
 -- cheaper than garbage that piles up. It grows while collecting takes more than MUCH of the time (a large Lua heap), and
--- shrinks again while it takes less than LITTLE.
-local FLOOR, CEILING, MUCH, LITTLE = 1.5 * 1024 * 1024, 64 * 1024 * 1024, 0.75, 0.3
+-- shrinks again while it takes less than half of that. Once more is alive than the cache holds, MUCH is little: nothing is lost then.
+local FLOOR, CEILING = 1.5 * 1024 * 1024, 64 * 1024 * 1024
+local MUCH, MUCH_OF_LARGE = 0.7, 0.02
 local least, limit, last = FLOOR, FLOOR, 0
 
 ---Collects garbage tensors, then sets the next limit from what survived.
@@ -61,10 +62,10 @@ function scope.collect()
   local begin = C.rs_time()
   collectgarbage()
   local now = C.rs_time()
-  local share = (now - begin) / (now - last)
-  if share > MUCH then least = min(least * 2, CEILING) elseif share < LITTLE then least = max(least / 2, FLOOR) end
+  local share, survived = (now - begin) / (now - last), stats.live_bytes
+  local much = survived > 4 * FLOOR and MUCH_OF_LARGE or MUCH
+  if share > much then least = min(least * 2, CEILING) elseif share < much / 2 then least = max(least / 2, FLOOR) end
   last = now
-  local survived = stats.live_bytes
   limit = survived * 1.5
   if limit < least then limit = least end
 end

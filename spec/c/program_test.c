@@ -268,6 +268,7 @@ static void workspaces_share_an_arena(void) {
 }
 
 static void a_run_allocates_nothing(void) {
+  const double sevens[4] = {7, 7, 7, 7};
   rs_tensor *x = make(RS_F32, 1, 4, 0, 3), *y = NULL, *z = NULL;
   rs_workspace *w = NULL;
   weight = make(RS_F32, 1, 4, 0, 2);
@@ -283,7 +284,13 @@ static void a_run_allocates_nothing(void) {
   }
   ENSURE_NUM(rs_ctx_stats(ctx)->allocations, before);
   ENSURE_OK(rs_program_call(p, w, &x, 1, &z, 1));
+  ENSURE(z == y);                      /* given away: ours now */
+  ENSURE_OK(rs_tensor_write(ctx, z, sevens));
+  rs_tensor_release(z);
+  ENSURE_OK(rs_program_run(p, w, &x, 1, &z, 1));
   ENSURE(z != y && !rs_tensor_same_storage(z, y));
+  ENSURE_NUM(first_of(y), 7);
+  ENSURE_NUM(first_of(z), chain_of(3, 2));
   rs_tensor_release(y), rs_tensor_release(z), rs_tensor_release(x), rs_tensor_release(weight);
   rs_workspace_release(w), rs_program_release(p);
 }

@@ -142,7 +142,7 @@ RSI_TILES static void multiply(const place *w, const uint16_t *a, const uint16_t
   else rsi_split_multiply(1, 1, w->runs, &rows, &columns, rsi_ask, &q, w->sums);
 }
 
-RSI_TILES static void block(const rsi_split_product *s, const rsi_split_plan *t, int64_t i0, int64_t i1, int64_t j0,
+RSI_TILES static void block(const rsi_split_product *s, const rsi_split_plan *t, bool packed, int64_t i0, int64_t i1, int64_t j0,
                             int64_t j1, void *room) {
   _Alignas(64) float sums[2][4 * RSI_SIDE * RSI_SIDE];
   const bool rows = t->rows;
@@ -157,7 +157,7 @@ RSI_TILES static void block(const rsi_split_product *s, const rsi_split_plan *t,
   for (int64_t r = 0; r < all; r += t->runs) {
     const int64_t runs = smaller(t->runs, all - r), step = runs * RSI_RUN;
     uint16_t *const passing = here + (stay1 - stay0) * step;
-    for (int64_t i = stay0; i < stay1; i += RSI_SPLIT_PASS)
+    for (int64_t i = stay0; i < stay1 && !packed; i += RSI_SPLIT_PASS)
       pack(stay, !rows, i, smaller(RSI_SPLIT_PASS, stay1 - i), n_stay, s->k, r, runs, here + (i - stay0) * step);
     for (int64_t group = pass0; group < pass1; group += RSI_SPLIT_PASS) {
       const int64_t end = smaller(group + RSI_SPLIT_PASS, pass1);

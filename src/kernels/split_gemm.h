@@ -50,9 +50,9 @@ typedef struct rsi_split_plan { bool rows; int64_t strips, runs; } rsi_split_pla
 static inline size_t rsi_split_room(const rsi_split_plan *t) { return (size_t)((t->strips + RSI_SPLIT_PASS) * t->runs) * RSI_SPLIT_RUN * sizeof(uint16_t); }
 
 typedef struct rsi_k_split {
-  /* The part of c in strips i0..i1 - 1 of a and j0..j1 - 1 of b; at most t->strips of those that stay.
-  ** room: rsi_split_room bytes, aligned to 64. */
-  void (*block)(const rsi_split_product *s, const rsi_split_plan *t, int64_t i0, int64_t i1, int64_t j0, int64_t j1, void *room);
+  /* The part of c in strips i0..i1 - 1 of a and j0..j1 - 1 of b; at most t->strips of those that stay. Those are packed in room already
+  ** when `packed`, by a call with the same ones, whose k was one chunk. room: rsi_split_room bytes, aligned to 64. */
+  void (*block)(const rsi_split_product *s, const rsi_split_plan *t, bool packed, int64_t i0, int64_t i1, int64_t j0, int64_t j1, void *room);
 } rsi_k_split;
 
 #ifdef RSI_ISA_LEVEL

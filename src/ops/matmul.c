@@ -230,51 +230,20 @@ static size_t group_scratch(const plan *p, const rsi_exec *x) {
   return (x->k->gemm->scratch(p->block_m, p->block_n, p->k, rsi_dtype_size[p->dtype]) + 63) / 64 * 64;
 }
 
-/* ---- by split tiles: a large product on all threads, many small ones each on one ---- */
-
-enum { LARGE_NS = 200000 };
+/* ---- by split tiles ---- */
 
 static bool by_split(const rsi_exec *x, const plan *p) { return p->dtype == RS_F32 && rsi_split_pays(x, p->m, p->n, p->k); }
 
-/* Lanes for small products; 1: they are done one after the other. */
-static int64_t split_lanes(const rsi_exec *x, const plan *p) {
-  return p->batch == 1 || p->work * (double)p->groups > (double)p->batch * LARGE_NS ? 1 : rsi_lane_count(rsi_pool_threads(x->pool), p->batch);
-}
-
-static size_t split_bytes(const rsi_exec *x, const plan *p) {
-  return (size_t)split_lanes(x, p) * rsi_lane_round(rsi_split_scratch(x, p->m, p->n, p->k));
-}
-
-static void split_item(void *arg, int64_t product, void *scratch) {
-  const job *const j = arg;
-  const plan *const p = j->p;
-  int64_t a = 0, b = 0;
-  for (int64_t i = p->ndim - 1, q = product; i >= 0; q /= p->shape[i--]) {
-    a += q % p->shape[i] * p->as[i];
-    b += q % p->shape[i] * p->bs[i];
-  }
-  const int64_t at = product * p->m * p->ldc;
-  rsi_gemm_end end = p->end;
-  rsi_split_product s = {.m = p->m, .n = p->n, .k = p->k, .a = {(const float *)p->a + a, p->ars, p->acs, 0},
-                         .b = {(const float *)p->b + b, p->bcs, p->brs, 0}, .c = (float *)p->out + at, .ldc = p->ldc,
-                         .beta = p->beta || p->bias, .end = has_end(&end) ? &end : NULL};
-  if (end.residual) end.residual = (const float *)end.residual + product * p->m * end.stride;
-  if (p->bias) f32_bias(p, p->m, p->n, 0, s.c);
-  rsi_split_run(j->x, &s, scratch);
-}
-
 static void run_split(const rsi_exec *x, const plan *p, void *scratch) {
-  const int64_t lanes = split_lanes(x, p);
-  rsi_exec alone = *x;
-  if (lanes > 1) alone.pool = NULL;
-  job j = {p, &alone, false, scratch, 0};
-  if (lanes > 1) rsi_lanes_run(x->pool, lanes, p->batch, split_item, &j, scratch, rsi_lane_round(rsi_split_scratch(x, p->m, p->n, p->k)));
-  else
-    for (int64_t i = 0; i < p->batch; i++) split_item(&j, i, scratch);
+  const rsi_split_batch batch = {p->batch, p->ndim, p->shape, p->as, p->bs};
+  const rsi_split_product s = {.m = p->m, .n = p->n, .k = p->k, .a = {p->a, p->ars, p->acs, 0}, .b = {p->b, p->bcs, p->brs, 0},
+                               .c = p->out, .ldc = p->ldc, .beta = p->beta || p->bias, .end = has_end(&p->end) ? &p->end : NULL};
+  if (p->bias) f32_bias(p, p->batch * p->m, p->n, 0, s.c);
+  rsi_split_run(x, &s, &batch, scratch);
 }
 
 static size_t plan_scratch(const rsi_exec *x, const plan *p) {
-  return by_split(x, p) ? split_bytes(x, p) : (size_t)p->groups * group_scratch(p, x);
+  return by_split(x, p) ? rsi_split_scratch(x, p->batch, p->m, p->n, p->k) : (size_t)p->groups * group_scratch(p, x);
 }
 
 static void run_plan(const rsi_exec *x, const plan *p, bool blas, void *scratch) {

@@ -3,7 +3,9 @@
 ** instruction, so a run is one indirect call per instruction and allocates nothing.
 ** Temporaries are headers over the arena, which several workspaces of one thread may share (it is as large as the largest needs);
 ** a workspace that finds the arena moved points its headers anew.
-** Invariant: tensors[id] of an argument, or of a view of one, borrows the storage of the caller's tensor while a run lasts.
+** Invariants: tensors[id] of an argument, or of a view of one, borrows the storage of the caller's tensor while a run lasts.
+** A result has a tensor of its own. rs_program_call and rs_program_finish give it away (NULL here until the next run begins and
+** makes another); one that the prologue made is needed again and is copied.
 */
 #include "program/internal.h"
 #include "profile.h"
@@ -30,7 +32,8 @@ struct rs_workspace {
   const rsi_kernels *k;
   int               threads;
   int               at;           /* the next instruction of a run under way; -1: none */
-  int               nlent, nbound, nwatched;
+  int               nlent, nbound, nwatched, nresults, nviews;
+  bool              gave;         /* results were given away */
   size_t            scratch_at;   /* offset in the arena */
   rs_tensor       **tensors;      /* [nvalues] */
   rs_tensor        *headers;      /* [nvalues] of temporaries and views */
@@ -38,6 +41,7 @@ struct rs_workspace {
   rs_tensor       **operands;     /* inputs and outputs of all calls */
   rs_tensor       **held;         /* [ninputs] of a run in steps, one reference each */
   int              *lent, *bound, *watched;   /* values that lie in arguments; bindings; bindings that the prologue reads */
+  int              *results, *views;          /* values that a call gives away; views of them */
   uint32_t         *seen;         /* [nwatched] versions */
 };
 
@@ -83,9 +87,20 @@ static rs_status make_tensor(rs_workspace *w, int id) {
   return RS_OK;
 }
 
+/* What the instructions read and write, in the order of their ids. */
+static void list_operands(rs_workspace *w) {
+  const rs_program *const p = w->program;
+  rs_tensor **at = w->operands;
+  for (int k = 0; k < p->ninstrs; k++) {
+    const rsi_instr *const instr = &p->instrs[k];
+    for (int i = 0; i < instr->nin + instr->nout; i++, at++) *at = instr->ids[i] < 0 ? NULL : w->tensors[instr->ids[i]];
+  }
+}
+
 static void prepare_calls(rs_workspace *w) {
   const rs_program *const p = w->program;
   rs_tensor **at = w->operands;
+  list_operands(w);
   for (int k = 0; k < p->ninstrs; k++) {
     const rsi_instr *const instr = &p->instrs[k];
     rsi_call *const c = &w->calls[k];
@@ -98,17 +113,22 @@ static void prepare_calls(rs_workspace *w) {
     c->scratch = NULL;
     memcpy(c->desc, instr->desc, sizeof c->desc);
     c->in = at;
-    for (int i = 0; i < instr->nin + instr->nout; i++)
-      at[i] = instr->ids[i] < 0 ? NULL : w->tensors[instr->ids[i]];
     c->out = at + instr->nin;
     at += instr->nin + instr->nout;
   }
+}
+
+static bool is_given(const rs_program *p, int id) {
+  const rsi_value *const v = &p->values[id];
+  return v->kind == RSI_V_TEMP && v->kept && v->first >= p->nprologue;
 }
 
 static void list_values(rs_workspace *w) {
   const rs_program *const p = w->program;
   for (int id = 0; id < p->nvalues; id++) {
     if (borrows(p, id)) w->lent[w->nlent++] = id;
+    if (is_given(p, id)) w->results[w->nresults++] = id;
+    else if (is_given(p, rsi_base_of(p, id))) w->views[w->nviews++] = id;
     if (p->values[id].kind == RSI_V_BOUND) w->bound[w->nbound++] = id;
   }
   for (int b = 0; b < w->nbound; b++) {
@@ -126,6 +146,12 @@ static size_t scratch_of(const rs_workspace *w, int k) {
   return kernel && kernel->scratch ? kernel->scratch(&w->calls[k]) : 0;
 }
 
+static void point_view(rs_workspace *w, int id) {
+  const rsi_value *const v = &w->program->values[id];
+  w->tensors[id]->storage = w->tensors[v->base]->storage;
+  w->tensors[id]->data = (char *)w->tensors[v->base]->data + v->offset;
+}
+
 /* Headers whose data lies in the arena, in the prologue's block, or in another value's tensor. */
 static void point(rs_workspace *w) {
   const rs_program *const p = w->program;
@@ -136,10 +162,7 @@ static void point(rs_workspace *w) {
     if (b->kind == RSI_V_TEMP && !b->kept) {
       t->storage = &w->arena->storage;
       t->data = b->place < 0 ? NULL : (b->first < p->nprologue ? w->fixed : w->arena->base) + b->place + v->offset;
-    } else {
-      t->storage = w->tensors[v->base]->storage;
-      t->data = (char *)w->tensors[v->base]->data + v->offset;
-    }
+    } else point_view(w, id);
   }
   w->arena_base = w->arena->base;
   for (int k = 0; k < p->ninstrs; k++) w->calls[k].scratch = scratch_of(w, k) > 0 ? w->arena->base + w->scratch_at : NULL;
@@ -237,7 +260,7 @@ rs_status rs_workspace_create_beside(rs_ctx *ctx, const rs_program *program, rs_
   take(&at, sizeof(rs_workspace));
   const size_t calls = take(&at, sizeof(rsi_call) * (size_t)p->ninstrs), tensors = take(&at, sizeof(rs_tensor *) * n);
   const size_t headers = take(&at, sizeof(rs_tensor) * n), ops = take(&at, sizeof(rs_tensor *) * operands);
-  const size_t held = take(&at, sizeof(rs_tensor *) * (size_t)p->ninputs), lists = take(&at, 3 * sizeof(int) * n);
+  const size_t held = take(&at, sizeof(rs_tensor *) * (size_t)p->ninputs), lists = take(&at, 5 * sizeof(int) * n);
   const size_t seen = take(&at, sizeof(uint32_t) * n);
   RSI_TRY(rsi_alloc(ctx->x.heap, at, &block));
   memset(block, 0, at);
@@ -255,6 +278,8 @@ rs_status rs_workspace_create_beside(rs_ctx *ctx, const rs_program *program, rs_
   w->lent = (void *)(start + lists);
   w->bound = w->lent + n;
   w->watched = w->bound + n;
+  w->results = w->watched + n;
+  w->views = w->results + n;
   w->seen = (void *)(start + seen);
   rsi_ctx_retain(ctx);
   atomic_fetch_add_explicit(&p->refs, 1, memory_order_relaxed);
@@ -400,6 +425,18 @@ static rs_status refresh(rs_workspace *w) {
 
 void rs_workspace_refresh(rs_workspace *w) { w->ready = false; }
 
+/* New tensors for the results that were given away. */
+static rs_status renew(rs_workspace *w) {
+  for (int i = 0; i < w->nresults; i++) {
+    const int id = w->results[i];
+    if (!w->tensors[id]) RSI_TRY(rsi_tensor_new(w->ctx->x.heap, &w->program->values[id].desc, &w->tensors[id]));
+  }
+  list_operands(w);
+  for (int i = 0; i < w->nviews; i++) point_view(w, w->views[i]);
+  w->gave = false;
+  return RS_OK;
+}
+
 static rs_status begin(rs_workspace *w, rs_tensor *const *inputs) {
   const rs_program *const p = w->program;
   const int base = w->ctx->x.base;
@@ -415,6 +452,7 @@ static rs_status begin(rs_workspace *w, rs_tensor *const *inputs) {
   RSI_CHECK(wants_fit(p, inputs), RS_ERR_STATE, "program: other tensors want gradients than when it was recorded; record again");
   RSI_CHECK(leaves_fit(p), RS_ERR_STATE,
             "program: gradients are not as they were when it was recorded (set, dropped or replaced since); record again");
+  if (w->gave) RSI_TRY(renew(w));
   if (rsi_unlikely(w->k != w->ctx->x.k || w->threads != w->ctx->threads)) RSI_TRY(fit(w));
   if (rsi_unlikely(w->arena_base != w->arena->base)) point(w);
   for (int i = 0; i < w->nlent; i++) {
@@ -450,16 +488,20 @@ static rs_status give_output(rs_workspace *w, int id, rs_tensor *const *inputs, 
   return RS_OK;
 }
 
+static void drop_outputs(rs_tensor **outputs, int nout) {
+  for (int i = 0; i < nout; i++) {
+    rs_tensor_release(outputs[i]);
+    outputs[i] = NULL;
+  }
+}
+
 static rs_status finish(rs_workspace *w, rs_tensor *const *inputs, rs_tensor **outputs, int nout) {
   const rs_program *const p = w->program;
   settle_leaves(p);
   rs_status status = RS_OK;
   for (int i = 0; i < nout; i++) outputs[i] = NULL;
   for (int i = 0; i < nout && status == RS_OK; i++) status = give_output(w, p->outputs[i], inputs, &outputs[i]);
-  for (int i = 0; i < nout && status != RS_OK; i++) {
-    rs_tensor_release(outputs[i]);
-    outputs[i] = NULL;
-  }
+  if (status != RS_OK) drop_outputs(outputs, nout);
   return status;
 }
 
@@ -480,21 +522,39 @@ rs_status rs_program_run(const rs_program *p, rs_workspace *w, rs_tensor *const 
   return finish(w, inputs, outputs, nout);
 }
 
+/*
+** The workspace's own tensors become the caller's, each once: a second result in the same memory is copied. An argument or a
+** binding is given itself, as when the function runs eagerly.
+*/
+static rs_status give_away(rs_workspace *w, rs_tensor **outputs, int nout) {
+  const rs_program *const p = w->program;
+  for (int i = 0; i < nout; i++) {
+    const int base = rsi_base_of(p, p->outputs[i]);
+    if (p->values[base].kind != RSI_V_TEMP) continue;
+    bool first = is_given(p, base);
+    for (int j = 0; j < i && first; j++) first = rsi_base_of(p, p->outputs[j]) != base;
+    if (first) continue;
+    rs_tensor *const in[1] = {outputs[i]};
+    rs_tensor *copy;
+    const rs_status status = rsi_run(w->ctx, RS_OP_copy, in, 1, NULL, &copy);
+    if (status != RS_OK) {
+      drop_outputs(outputs, nout);
+      return status;
+    }
+    rs_tensor_release(outputs[i]);
+    outputs[i] = copy;
+  }
+  for (int i = 0; i < w->nresults; i++) {
+    rs_tensor_release(w->tensors[w->results[i]]);
+    w->tensors[w->results[i]] = NULL;
+  }
+  w->gave = w->nresults > 0;
+  return RS_OK;
+}
+
 rs_status rs_program_call(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin, rs_tensor **outputs, int nout) {
   RSI_TRY(rs_program_run(p, w, inputs, nin, outputs, nout));
-  rs_status status = RS_OK;
-  for (int i = 0; i < nout; i++) {
-    const rsi_value *const v = &p->values[p->outputs[i]];
-    if (p->values[v->base].kind != RSI_V_TEMP) continue;       /* an argument or a binding itself, as when it runs eagerly */
-    rs_tensor *const mine = outputs[i];
-    if (status == RS_OK) {
-      rs_tensor *const in[1] = {mine};
-      status = rsi_run(w->ctx, RS_OP_copy, in, 1, NULL, &outputs[i]);
-    }
-    if (status == RS_OK || outputs[i] == mine) rs_tensor_release(mine);
-    if (status != RS_OK) outputs[i] = NULL;
-  }
-  return status;
+  return give_away(w, outputs, nout);
 }
 
 rs_status rs_program_begin(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin) {
@@ -524,7 +584,8 @@ rs_status rs_program_step(const rs_program *p, rs_workspace *w, double budget_us
 rs_status rs_program_finish(const rs_program *p, rs_workspace *w, rs_tensor **outputs, int nout) {
   RSI_TRY(check_call(p, w, p->ninputs, nout));
   RSI_CHECK(w->at == p->ninstrs, RS_ERR_STATE, "program: %s", w->at < 0 ? "no run in steps is under way" : "the run is not at its end yet");
-  const rs_status status = finish(w, w->held, outputs, nout);
+  rs_status status = finish(w, w->held, outputs, nout);
+  if (status == RS_OK) status = give_away(w, outputs, nout);
   drop_held(w);
   return status;
 }
