@@ -256,6 +256,11 @@ static rs_status finish(rsi_onednn *t, entry *e, dnnl_status_t status) {
   return rsi_fail(status == dnnl_out_of_memory ? RS_ERR_NOMEM : RS_ERR_UNSUPPORTED, "oneDNN failed with status %d", (int)status);
 }
 
+/* Copies of the filters: one for all slices, or one for each. Behind them are zeros, the bias of a call without one: oneDNN chooses
+   another form, with another layout, where there is no bias. */
+static int64_t copies(const entry *e) { return e->shared == W ? 1 : e->slices; }
+static size_t packed_bytes(const entry *e) { return (size_t)copies(e) * e->piece[0].op[W].bytes; }
+
 rs_status rsi_onednn_conv_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_conv_data *data, void *scratch) {
   RSI_CHECK(x->onednn != NULL, RS_ERR_UNSUPPORTED, "this was prepared for oneDNN, which is not there");
   entry *const e = rsi_onednn_take(x->onednn, k);
@@ -265,6 +270,7 @@ rs_status rsi_onednn_conv_run(const rsi_exec *x, const rsi_conv_call *k, const r
     return finish(x->onednn, e, dnnl_out_of_memory);                   /* there was none to find its size */
   run r = {.table = x->onednn, .entry = e, .data = {data->x, data->w, data->y}, .bias = data->bias, .residual = data->residual,
            .shared = scratch};
+  if (k->packed && r.bias == NULL) r.bias = (const char *)data->w + packed_bytes(e);
   const bool packed_shared = e->shared == W && k->packed;
   if (e->shared >= 0 && !e->partial && !packed_shared && !e->piece[0].op[e->shared].same) prepare_shared(&r, x->pool);
   if (r.status == dnnl_success)
@@ -275,9 +281,6 @@ rs_status rsi_onednn_conv_run(const rsi_exec *x, const rsi_conv_call *k, const r
 }
 
 /* ---- packed weights -------------------------------------------------------------------------------------------------- */
-
-/* Copies of the filters: one for all slices, or one for each. */
-static int64_t copies(const entry *e) { return e->shared == W ? 1 : e->slices; }
 
 size_t rsi_onednn_pack_bytes(rsi_onednn *t, const rsi_conv_call *k, uint64_t *layout) {
   if (!is_usable(t, k)) return 0;
@@ -290,7 +293,7 @@ size_t rsi_onednn_pack_bytes(rsi_onednn *t, const rsi_conv_call *k, uint64_t *la
   uint64_t h = 0;
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) h = (h ^ parts[i]) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
   *layout = h;
-  const size_t bytes = (size_t)copies(e) * p->op[W].bytes;
+  const size_t bytes = packed_bytes(e) + sizeof(float) * (size_t)s->o;
   rsi_onednn_give(t, e);
   return bytes;
 }
@@ -303,6 +306,7 @@ rs_status rsi_onednn_pack_run(const rsi_exec *x, const rsi_conv_call *k, const f
   const run r = {.table = x->onednn, .entry = e};
   dnnl_status_t status = dnnl_success;
   const int former = rsi_onednn_alone();
+  memset((char *)packed + packed_bytes(e), 0, sizeof(float) * (size_t)k->s.o);
   for (int64_t i = 0; i < copies(e) && status == dnnl_success; i++) {
     piece *const p = piece_of(e, i);
     const operand *const o = &p->op[W];

@@ -359,17 +359,21 @@ static int64_t residual_mode(const rsi_call *c, rsi_conv_call k) {
 static bool forward_call(const rsi_call *c, plain *p, rsi_conv_call *k) {
   const rs_tensor *const w = c->in[1], *const residual = c->in[3];
   if (describe_forward(c, p) != RS_OK || !fast_call(c, p, k)) return false;
-  k->packed = is_packed(w), k->bias = c->in[2] != NULL, k->act = RSI_ATTR(c, conv2d_block)->act;
+  k->packed = is_packed(w), k->bias = k->packed || c->in[2] != NULL, k->act = RSI_ATTR(c, conv2d_block)->act;
   if (!(k->packed || is_f32(w)) || !is_f32(c->in[2]) || (residual != NULL && residual->dtype != forms(c)->dtype)) return false;
   k->residual = residual_mode(c, *k);
   return true;
 }
 
-static bool pack_call(const rsi_call *c, plain *p, rsi_conv_call *k) {
-  if (describe_pack(c, p) != RS_OK || !fast_call(c, p, k)) return false;
-  k->x_dtype = RSI_ATTR(c, conv2d_pack)->input_dtype, k->packed = 1, k->act = RSI_ATTR(c, conv2d_pack)->act;
+/* A pack in the terms that are common with oneDNN; our own forms need no oneDNN. */
+static bool own_pack(const rsi_call *c, plain *p, rsi_conv_call *k) {
+  if (describe_pack(c, p) != RS_OK) return false;
+  fast_call(c, p, k);
+  k->x_dtype = RSI_ATTR(c, conv2d_pack)->input_dtype, k->packed = k->bias = 1, k->act = RSI_ATTR(c, conv2d_pack)->act;
   return is_f32(c->in[0]);
 }
+
+static bool pack_call(const rsi_call *c, plain *p, rsi_conv_call *k) { return own_pack(c, p, k) && c->x->onednn != NULL; }
 
 static bool data_call(const rsi_call *c, plain *p, rsi_conv_call *k) {
   return describe_data(c, p) == RS_OK && fast_call(c, p, k) && is_f32(c->in[1]) && is_f32(c->in[2]);
@@ -526,14 +530,6 @@ static const own_form
            rsi_split_conv_pack_scratch, rsi_split_conv_pack_run},
   depthwise = {RSI_CONV_PACK_EACH, rsi_depthwise_accepts, rsi_depthwise_bytes, rsi_depthwise_run, rsi_depthwise_pack_bytes, NULL,
                rsi_depthwise_pack_run};
-
-/* A pack in the terms that are common with oneDNN, but it needs no oneDNN. */
-static bool own_pack(const rsi_call *c, plain *p, rsi_conv_call *k) {
-  if (describe_pack(c, p) != RS_OK) return false;
-  fast_call(c, p, k);
-  k->x_dtype = RSI_ATTR(c, conv2d_pack)->input_dtype, k->packed = 1, k->act = RSI_ATTR(c, conv2d_pack)->act;
-  return is_f32(c->in[0]);
-}
 
 /* Room for any maker's form. */
 static size_t pack_size(const rsi_call *c, plain *p) {
