@@ -6,49 +6,16 @@
 ** the first tile asks for it, PIXELS pixels at a time.
 */
 #include "kernels/depthwise.h"
-#include "kernels/isa.h"
-#ifdef __SSE2__
-#include <immintrin.h>
-#endif
-
-#define REAL float
-#define BITS int32_t
-#define N(name) name##_lanes
-#include "kernels/vector.h"
-#undef N
-#undef REAL
-#undef BITS
-
-typedef vec_lanes vec;
-#define INLINE static inline __attribute__((always_inline))
+#include "kernels/float_vec.h"
 
 /* Two rows: 14 sums and the 9 filters of 3x3 are in 32 registers, 8 sums in 16. */
 enum {
-  L = RSI_LANES,
 #if RSI_ISA_LEVEL == 2
   WIDE = 7, PIXELS = 14
 #else
   WIDE = 4, PIXELS = 8
 #endif
 };
-
-INLINE vec load(const float *p) { return *(const uvec_lanes *)p; }
-INLINE void store(float *p, vec v) { *(uvec_lanes *)p = v; }
-
-/* v between low and high, but NaN stays NaN. */
-INLINE vec clamp(vec v, vec low, vec high) {
-#if !defined(__SSE2__)
-  const mask_lanes under = v < low, over = v > high;
-  v = (vec)(((mask_lanes)low & under) | ((mask_lanes)v & ~under));
-  return (vec)(((mask_lanes)high & over) | ((mask_lanes)v & ~over));
-#elif RSI_ISA_LEVEL == 2
-  return (vec)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)v));
-#elif RSI_ISA_LEVEL == 1
-  return (vec)_mm256_min_ps((__m256)high, _mm256_max_ps((__m256)low, (__m256)v));
-#else
-  return (vec)_mm_min_ps((__m128)high, _mm_max_ps((__m128)low, (__m128)v));
-#endif
-}
 
 /* Where a tile is: (row, column) of y, and `count` pixels of it across; x and y are those of its plane. `first`: where the first row of x
 ** that the tile sees lies; the row behind row `ring` - 1 is row 0. */

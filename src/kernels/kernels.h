@@ -21,6 +21,8 @@
 #include "kernels/block_pool.h"
 #include "kernels/winograd.h"
 #include "kernels/depthwise.h"
+#include "kernels/conv_first.h"
+#include "kernels/conv_point.h"
 #include "kernels/split_conv.h"
 #include "kernels/split_gemm.h"
 #include "kernels/split_strips.h"
@@ -42,6 +44,8 @@ typedef struct rsi_kernels {
   const rsi_k_block_pool   *block_pool;
   const rsi_k_winograd     *winograd;
   const rsi_k_depthwise    *depthwise;
+  const rsi_k_conv_first   *conv_first;
+  const rsi_k_conv_point   *conv_point;
   const rsi_k_split_conv   *split_conv;
   const rsi_k_split        *split;
   const rsi_k_split_strips *split_strips;

@@ -16,6 +16,8 @@ extern const rsi_k_block_norm  RSI_ISA(rsi_k_block_norm);
 extern const rsi_k_block_pool  RSI_ISA(rsi_k_block_pool);
 extern const rsi_k_winograd    RSI_ISA(rsi_k_winograd);
 extern const rsi_k_depthwise   RSI_ISA(rsi_k_depthwise);
+extern const rsi_k_conv_first  RSI_ISA(rsi_k_conv_first);
+extern const rsi_k_conv_point  RSI_ISA(rsi_k_conv_point);
 extern const rsi_k_split_conv  RSI_ISA(rsi_k_split_conv);
 extern const rsi_k_split       RSI_ISA(rsi_k_split);
 extern const rsi_k_split_strips RSI_ISA(rsi_k_split_strips);
@@ -38,6 +40,8 @@ const rsi_kernels RSI_ISA(rsi_kernels) = {
   .block_pool = &RSI_ISA(rsi_k_block_pool),
   .winograd = &RSI_ISA(rsi_k_winograd),
   .depthwise = &RSI_ISA(rsi_k_depthwise),
+  .conv_first = &RSI_ISA(rsi_k_conv_first),
+  .conv_point = &RSI_ISA(rsi_k_conv_point),
   .split_conv = &RSI_ISA(rsi_k_split_conv),
   .split = &RSI_ISA(rsi_k_split),
   .split_strips = &RSI_ISA(rsi_k_split_strips),

@@ -12,6 +12,8 @@
 #include "backend/backend.h"
 #include "base/lanes.h"
 #include "ops/conv_block.h"
+#include "ops/conv_first.h"
+#include "ops/conv_point.h"
 #include "ops/depthwise.h"
 #include "ops/op.h"
 #include "ops/split_conv.h"
@@ -529,11 +531,15 @@ static const own_form
   split = {RSI_CONV_PACK_SPLIT, rsi_split_conv_accepts, rsi_split_conv_bytes, rsi_split_conv_run, rsi_split_conv_pack_bytes,
            rsi_split_conv_pack_scratch, rsi_split_conv_pack_run},
   depthwise = {RSI_CONV_PACK_EACH, rsi_depthwise_accepts, rsi_depthwise_bytes, rsi_depthwise_run, rsi_depthwise_pack_bytes, NULL,
-               rsi_depthwise_pack_run};
+               rsi_depthwise_pack_run},
+  point = {RSI_CONV_PACK_POINT, rsi_conv_point_accepts, rsi_conv_point_bytes, rsi_conv_point_run, rsi_conv_point_pack_bytes, NULL,
+           rsi_conv_point_pack_run},
+  first = {RSI_CONV_PACK_FIRST, rsi_conv_first_accepts, rsi_conv_first_bytes, rsi_conv_first_run, rsi_conv_first_pack_bytes, NULL,
+           rsi_conv_first_pack_run};
 
 /* Room for any maker's form. */
 static size_t pack_size(const rsi_call *c, plain *p) {
-  static const own_form *const own[] = {&winograd, &split, &depthwise};
+  static const own_form *const own[] = {&winograd, &point, &split, &depthwise, &first};
   rsi_conv_call k;
   uint64_t layout;
   size_t most = floats(&p->b);
@@ -648,20 +654,24 @@ static rs_status own_block_pack_run(const rsi_call *c, const own_form *f) {
   return RS_OK;
 }
 
-/* The kernels of one form. */
-#define OWN_FORM(form)                                                                                                      \
+/* The kernels of one form that has forward calls only; of one that has both. */
+#define OWN_FORWARD(form)                                                                                                   \
   static bool form##_block(const rsi_call *c) { return own_block(c, &form); }                                               \
-  static bool form##_block_data(const rsi_call *c) { return own_block_data(c, &form); }                                     \
   static bool form##_block_pack(const rsi_call *c) { return own_block_pack(c, &form); }                                     \
   static size_t form##_block_scratch(const rsi_call *c) { return own_block_scratch(c, &form); }                             \
-  static size_t form##_block_data_scratch(const rsi_call *c) { return own_block_data_scratch(c, &form); }                   \
   static size_t form##_block_pack_scratch(const rsi_call *c) { return own_block_pack_scratch(c, &form); }                   \
   static rs_status form##_block_run(const rsi_call *c) { return own_block_run(c, &form); }                                  \
-  static rs_status form##_block_data_run(const rsi_call *c) { return own_block_data_run(c, &form); }                        \
   static rs_status form##_block_pack_run(const rsi_call *c) { return own_block_pack_run(c, &form); }
+#define OWN_FORM(form)                                                                                                      \
+  OWN_FORWARD(form)                                                                                                         \
+  static bool form##_block_data(const rsi_call *c) { return own_block_data(c, &form); }                                     \
+  static size_t form##_block_data_scratch(const rsi_call *c) { return own_block_data_scratch(c, &form); }                   \
+  static rs_status form##_block_data_run(const rsi_call *c) { return own_block_data_run(c, &form); }
 OWN_FORM(winograd)
 OWN_FORM(split)
 OWN_FORM(depthwise)
+OWN_FORWARD(point)
+OWN_FORWARD(first)
 
 /* ---- split products ---------------------------------------------------------------------------------------------------- */
 
@@ -721,9 +731,11 @@ int64_t rsi_conv_block_size(const rsi_exec *x, int dtype, int64_t channels) {
 
 static const conv2d_block_attrs
   f_same = {SAME3(32, 16, 16)}, f_relu = {SAME3(32, 16, 16), .act = 1}, f_relu6 = {HALF3(32, 16, 16), .act = 2},
-  f_stem = {HALF3(3, 1, 16), .act = 1}, f_point = {POINT(32, 16, 16), .act = 1}, f_last = {POINT(20, 20, 7)},
+  f_stem = {HALF3(3, 1, 16), .act = 1}, f_first = {SAME3(2, 1, 8), .act = 2}, f_first4 = {HALF3(3, 1, 4)},
+  f_point = {POINT(32, 16, 16), .act = 1}, f_last = {POINT(20, 20, 7)},
   f_odd = {FORM(PAIR(2, 1), PAIR(1, 2), PAIR(1, 2), 2, 4, 1, 6)}, f_each = {EACH3(32, 16, 16), .act = 2},
-  f_split = {HALF3(104, 16, 16), .act = 2}, f_deep = {POINT(184, 16, 16), .act = 1},
+  f_point8 = {POINT(24, 8, 8), .act = 2}, f_point4 = {POINT(6, 4, 4)}, f_split = {HALF3(104, 16, 16), .act = 2},
+  f_deep = {POINT(184, 16, 16), .act = 1},
   f_each1 = {FORM(ONE(1), ONE(0), ONE(1), 8, 8, 4, 4)}, f_each2 = {FORM(ONE(2), ONE(1), ONE(1), 48, 48, 16, 16), .act = 1},
   f_each3 = {FORM(ONE(1), PAIR(2, 1), ONE(1), 16, 16, 8, 8)}, f_each5 = {FORM(ONE(1), ONE(2), ONE(1), 16, 16, 16, 16), .act = 2},
   f_each6 = {FORM(ONE(2), ONE(2), ONE(1), 12, 12, 8, 8)}, f_each7 = {FORM(ONE(1), ONE(2), ONE(2), 32, 32, 16, 16)},
@@ -734,7 +746,12 @@ static const rsi_sample conv2d_block_samples[] = {
   {"f2x2x8x8x16,f32x32x3x3,f32,f2x2x8x8x16", &f_relu, 2e-5, 1},
   {"f2x2x9x8x16,f32x32x3x3,f32,f2x2x5x4x16", &f_relu6, 2e-5, 1},
   {"f1x3x17x16x1,f32x3x3x3,f32", &f_stem, 2e-5, 1},
+  {"f2x3x27x31x1,f48x3x3x3,f48,f2x3x14x16x16", &f_stem, 2e-5, 1},
+  {"f1x2x5x17x1,f16x2x3x3,f16", &f_first, 2e-5, 1},
+  {"f1x3x5x14x1,f8x3x3x3", &f_first4, 2e-5, 1},
   {"f1x2x7x7x16,f48x32x1x1,-,f1x3x7x7x16", &f_point, 2e-5, 1},
+  {"f2x3x4x5x8,f20x24x1x1,f20", &f_point8, 2e-5, 1},
+  {"f1x2x4x5x4,f12x6x1x1,f12", &f_point4, 2e-5, 1},
   {"f2x1x5x5x20,f7x20x1x1,f7", &f_last, 2e-5, 1},
   {"f2x4x7x7,f6x2x3x2,f6", &f_odd, 2e-5, 1},
   {"f2x2x9x9x16,f32x1x3x3,f32", &f_each, 2e-5, 1},
@@ -760,9 +777,16 @@ static const conv2d_pack_attrs pack_same = {SAME3(32, 16, 16), .input_size = {4,
                                pack_four = {SAME3(8, 4, 4), .input_size = {4, {2, 8, 8, 8}}},
                                pack_each = {EACH3(20, 16, 16), .input_size = {4, {1, 20, 8, 8}}},
                                pack_each4 = {EACH3(6, 4, 4), .input_size = {4, {1, 6, 8, 8}}};
-static const conv2d_pack_attrs pack_split = {POINT(100, 16, 16), .input_size = {4, {3, 100, 9, 11}}};
+static const conv2d_pack_attrs pack_split = {HALF3(100, 16, 16), .input_size = {4, {3, 100, 9, 11}}},
+                               pack_point = {POINT(24, 16, 16), .input_size = {4, {1, 24, 9, 9}}},
+                               pack_first = {HALF3(3, 1, 16), .input_size = {4, {1, 3, 32, 32}}},
+                               pack_point4 = {POINT(6, 4, 4), .input_size = {4, {1, 6, 9, 9}}},
+                               pack_first4 = {HALF3(3, 1, 4), .input_size = {4, {1, 3, 32, 32}}};
 static const rsi_sample conv2d_pack_samples[] = {{"f20x1x3x3", &pack_each, 0, 1}, {"f6x1x3x3", &pack_each4, 0, 1},
-                                                  {"f152x100x1x1", &pack_split, 0, 1}, {"f32x32x3x3", &pack_same, 0, 1}, {"f8x8x3x3", &pack_four, 0, 1}, {NULL, NULL, 0, 0}};
+                                                  {"f152x100x3x3", &pack_split, 0, 1},
+                                                  {"f20x24x1x1", &pack_point, 0, 1}, {"f6x6x1x1", &pack_point4, 0, 1},
+                                                  {"f20x3x3x3", &pack_first, 0, 1}, {"f4x3x3x3", &pack_first4, 0, 1},
+                                                  {"f32x32x3x3", &pack_same, 0, 1}, {"f8x8x3x3", &pack_four, 0, 1}, {NULL, NULL, 0, 0}};
 
 static const conv2d_block_data_attrs
   d_same = {SAME3(32, 16, 16), .input_size = {4, {2, 32, 8, 8}}}, d_half = {HALF3(32, 16, 16), .input_size = {4, {2, 32, 9, 8}}},
@@ -811,12 +835,16 @@ static const rsi_sample conv2d_block_weight_samples[] = {
 static const rsi_kernel conv2d_block_kernels[] = {
   {"depthwise", RSI_PORTABLE, RSI_F32, depthwise_block, depthwise_block_scratch, depthwise_block_run},
   {"winograd", RSI_PORTABLE, RSI_F32, winograd_block, winograd_block_scratch, winograd_block_run},
+  {"first", RSI_PORTABLE, RSI_F32, first_block, first_block_scratch, first_block_run},
+  {"point", RSI_PORTABLE, RSI_F32, point_block, point_block_scratch, point_block_run},
   {"split", RSI_PORTABLE, RSI_F32 | 1u << RS_BF16, split_block, split_block_scratch, split_block_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_fast, conv2d_block_fast_scratch, conv2d_block_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, portable_accepts, conv2d_block_scratch, conv2d_block_run}, END};
 static const rsi_kernel conv2d_pack_kernels[] = {
   {"depthwise", RSI_PORTABLE, RSI_F32, depthwise_block_pack, depthwise_block_pack_scratch, depthwise_block_pack_run},
   {"winograd", RSI_PORTABLE, RSI_F32, winograd_block_pack, winograd_block_pack_scratch, winograd_block_pack_run},
+  {"first", RSI_PORTABLE, RSI_F32, first_block_pack, first_block_pack_scratch, first_block_pack_run},
+  {"point", RSI_PORTABLE, RSI_F32, point_block_pack, point_block_pack_scratch, point_block_pack_run},
   {"split", RSI_PORTABLE, RSI_F32, split_block_pack, split_block_pack_scratch, split_block_pack_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_pack_fast, NULL, conv2d_pack_fast_run},
   {"plain", RSI_PORTABLE, ITEMS, NULL, NULL, conv2d_pack_run}, END};

@@ -1,7 +1,8 @@
 /*
-** Which convolutions kernels/depthwise.c computes, and how they are cut: into bands of rows, numbered over [image, block of channels,
-** band], so any number of threads has equal parts. The gradient for x, at stride 1, is the convolution of y's gradient with the
-** filters turned around and the rest of the padding. What is computed depends on the shape only.
+** Which convolutions kernels/depthwise.c computes, and how they are cut: into parts of some bands of rows of a plane, numbered over
+** [image, part, block of channels], so that a thread has about the same rows as in the 1x1 convolutions around it. The gradient for x,
+** at stride 1, is the convolution of y's gradient with the filters turned around and the rest of the padding. What is computed depends
+** on the shape only.
 */
 #include "ops/depthwise.h"
 #include "base/lanes.h"
@@ -59,11 +60,16 @@ size_t rsi_depthwise_bytes(const rsi_exec *x, const rsi_conv_call *k) {
   return bias_bytes(x, k) + (k->packed ? 0 : filter_bytes(x, k));
 }
 
-typedef struct bands_job { const rsi_k_depthwise *k; rsi_depthwise s; } bands_job;
+enum { PARTS = 4, LEAST_BANDS = 4 };
 
-static void bands_range(void *arg, int64_t first, int64_t last) {
+typedef struct bands_job { const rsi_k_depthwise *k; rsi_depthwise s; int64_t bands, parts; } bands_job;     /* of a plane */
+
+static void parts_range(void *arg, int64_t first, int64_t last) {
   const bands_job *const j = arg;
-  j->k->bands(&j->s, first, last);
+  for (int64_t i = first; i < last; i++) {
+    const int64_t g = i % j->s.groups, part = i / j->s.groups % j->parts, begin = (i / j->s.groups / j->parts * j->s.groups + g) * j->bands;
+    j->k->bands(&j->s, begin + j->bands * part / j->parts, begin + j->bands * (part + 1) / j->parts);
+  }
 }
 
 void rsi_depthwise_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_conv_data *data, void *scratch) {
@@ -73,7 +79,7 @@ void rsi_depthwise_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_conv
   char *at = scratch;
   bands_job j = {x->k->depthwise, {.h = s->h, .w = s->w, .oh = s->oh, .ow = s->ow, .size = s->kh, .stride = s->sh, .ph = s->ph, .pw = s->pw,
                                    .groups = groups, .x = data->x, .y = data->y, .u = data->w, .bias = data->bias,
-                                   .residual = data->residual, .low = -INFINITY, .high = INFINITY}};
+                                   .residual = data->residual, .low = -INFINITY, .high = INFINITY}, 0, 0};
   if (back) {
     j.s.h = s->oh, j.s.w = s->ow, j.s.oh = s->h, j.s.ow = s->w, j.s.ph = s->kh - 1 - s->ph, j.s.pw = s->kw - 1 - s->pw;
     j.s.x = data->y, j.s.y = data->x;
@@ -90,7 +96,9 @@ void rsi_depthwise_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_conv
     lay_filters(x, k, data->w, (float *)(void *)at);
     j.s.u = (const float *)(void *)at;
   }
-  /* Measured: 14 products and sums in a nanosecond for each 4 lanes, as long as the image stays in the second-level cache. */
-  const double ns = (double)(RSI_DEPTHWISE_ROWS * j.s.ow * s->kh * s->kw) / 3.5;
-  rsi_parallel(x, s->n * groups * divide_up(j.s.oh, RSI_DEPTHWISE_ROWS), ns, bands_range, &j);
+  /* Measured: 14 products and sums in a nanosecond for each 4 lanes, and what it takes to read a pixel. */
+  const double ns = (double)(j.s.oh * j.s.ow * s->kh * s->kw) / 3.5 + 0.3 * (double)(j.s.h * j.s.w);
+  j.bands = divide_up(j.s.oh, RSI_DEPTHWISE_ROWS);
+  j.parts = j.bands < 2 * LEAST_BANDS ? 1 : j.bands < PARTS * LEAST_BANDS ? 2 : PARTS;
+  rsi_parallel(x, s->n * j.parts * groups, ns / (double)j.parts, parts_range, &j);
 }

@@ -65,13 +65,14 @@ static rsi_expand expand_of(const rsi_call *c) {
 
 /* ---- by the loops of kernels/depthwise.h ---------------------------------------------------------------------------------- */
 
-enum { ITEMS = 16, LEAST_BANDS = 4 };    /* parts of a job; a part computes some rows that its neighbour computes too */
+/* Tasks are numbered over [image, part, block of channels]; a part computes some rows that its neighbour computes too. */
+enum { ITEMS = 16, LEAST_BANDS = 4 };
 
 typedef struct expand_job { const rsi_k_depthwise *k; rsi_expand e; int64_t bands, parts; } expand_job;
 
 static void expand_task(void *arg, int64_t task, void *strip) {
   const expand_job *const j = arg;
-  const int64_t plane = task / j->parts, part = task % j->parts;
+  const int64_t groups = j->e.s.groups, part = task / groups % j->parts, plane = task / groups / j->parts * groups + task % groups;
   j->k->expand(&j->e, plane, j->bands * part / j->parts, j->bands * (part + 1) / j->parts, strip);
 }
 
@@ -80,7 +81,7 @@ static expand_job job_of(const rsi_call *c) {
   expand_job j = {.k = c->x->k->depthwise, .e = expand_of(c)};
   j.bands = (j.e.s.oh + RSI_DEPTHWISE_ROWS - 1) / RSI_DEPTHWISE_ROWS;
   const int64_t wanted = planes > 0 ? (ITEMS + planes - 1) / planes : 1, most = j.bands / LEAST_BANDS;
-  j.parts = wanted < most ? wanted : most > 1 ? most : 1;
+  for (j.parts = 1; j.parts < wanted && 2 * j.parts <= most;) j.parts *= 2;
   return j;
 }
 
