@@ -64,18 +64,20 @@ static void find_rows(const rsi_conv_first *s, const float *x, int64_t top, int6
                       const float **row) {
   const int64_t width = rsi_first_width(s, WIDE), lead = left < 0 ? -left : 0, end = s->w - left < width ? s->w - left : width;
   const bool inside = lead == 0 && end == width;
-  for (int64_t r = 0; r < s->channels * s->kh; r++) {
-    const int64_t y = top + r % s->kh * s->dh;
-    const float *const from = x + (r / s->kh * s->h + y) * s->w + left;
-    if (y < 0 || y >= s->h) row[r] = zeros;
-    else if (inside) row[r] = from;
-    else {
-      float *const to = copy + r * width;
-      memset(to, 0, (size_t)width * sizeof *to);
-      if (end > lead) memcpy(to + lead, from + lead, (size_t)(end - lead) * sizeof *to);
-      row[r] = to;
+  for (int64_t c = 0; c < s->channels; c++, x += s->h * s->w)
+    for (int64_t k = 0, y = top; k < s->kh; k++, y += s->dh, row++) {
+      const float *const from = x + y * s->w + left;
+      if (y < 0 || y >= s->h) *row = zeros;
+      else if (inside) *row = from;
+      else {
+        int64_t j = 0;
+        for (; j < lead && j < width; j++) copy[j] = 0;
+        for (; j + L <= end; j += L) store(copy + j, load(from + j));
+        for (; j < end; j++) copy[j] = from[j];
+        for (; j < width; j++) copy[j] = 0;
+        *row = copy, copy += width;
+      }
     }
-  }
 }
 
 static void rows(const rsi_conv_first *s, int64_t first, int64_t last, float *strip) {

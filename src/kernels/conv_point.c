@@ -12,7 +12,8 @@ enum {
 #else
   WIDE = 6,
 #endif
-  LINE = 64 / sizeof(float)
+  LINE = 64 / sizeof(float),
+  FAR = 3                        /* blocks of channels: what another core has written takes that long */
 };
 
 /* What is fetched: `lines` cache lines from `at` on with each block of channels. */
@@ -27,12 +28,12 @@ INLINE void tile(int count, int blocks, const rsi_conv_point *s, const float *x,
   for (int i = 0; i < count; i++)
 #pragma GCC unroll 2
     for (int b = 0; b < blocks; b++) acc[i][b] = bias != NULL ? load(bias + b * L) : (vec){0};
+  const int64_t far = s->groups_in < FAR ? s->groups_in : FAR, back = s->groups_in * plane - count * L;
   for (int64_t c = 0; c < s->channels; c += L, x += plane) {
     const int64_t here = s->channels - c < L ? s->channels - c : L;
-    if (c + L < s->channels) {
+    const float *const soon = x + far * plane - (c + far * L < s->channels ? 0 : back);
 #pragma GCC unroll 14
-      for (int i = 0; i < count; i++) __builtin_prefetch(x + plane + i * L);
-    }
+    for (int i = 0; i < count; i++) __builtin_prefetch(soon + i * L);
     for (int64_t i = 0; i < next.lines; i++, next.at += LINE) __builtin_prefetch(next.at, 0, 2);
 #pragma GCC unroll 2
     for (int64_t j = 0; j < here; j++, w += blocks * L) {

@@ -7,7 +7,7 @@
 #include "ops/weight_pairs.h"
 #include <math.h>
 
-enum { TASK_NS = 4000, MOST_TASKS = 64, SHARED_NS = 5000, WAKING_NS = 32000 };
+enum { CACHE_BYTES = 2 << 20, WEIGHT_BYTES = 1 << 18, TASK_NS = 4000, MOST_TASKS = 64, FEW_TASKS = 8, SHARED_NS = 5000, WAKING_NS = 32000 };
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -23,20 +23,22 @@ static plan make_plan(const rsi_exec *x, const rsi_conv_call *k) {
   const rsi_conv_shape *const s = &k->s;
   const int64_t L = x->k->conv_point->lanes, pixels = s->h * s->w, groups = divide_up(s->o, L);
   plan p = {.n = s->n, .tiles = divide_up(pixels, x->k->conv_point->wide), .pairs = divide_up(groups, 2)};
-  p.ns = 0.14 * (double)(s->n * pixels * s->c * groups);         /* measured: a product of a number and a vector */
+  /* Measured: a product of a number and a vector; a byte of images that are more than the cache holds. */
+  const double bytes = (double)(s->n * pixels * (s->c + s->o)) * sizeof(float);
+  p.ns = 0.175 * (double)(s->n * pixels * s->c * groups) + (bytes > CACHE_BYTES ? 0.03 * (bytes - CACHE_BYTES) : 0);
   const int64_t tasks = smaller((int64_t)(p.ns / TASK_NS) + 1, MOST_TASKS), all = p.n * p.tiles;
   p.by_pixels = s->o <= s->n * pixels;                 /* both times the channels of x */
   if (p.by_pixels) p.along = smaller(tasks, all), p.across = smaller(divide_up(tasks, p.along), p.pairs);
-  else p.across = smaller(tasks, p.pairs), p.along = smaller(divide_up(tasks, p.across), all);
+  else p.across = smaller(tasks, p.pairs), p.along = smaller(divide_up(smaller(tasks, FEW_TASKS), p.across), all);
   return p;
 }
 
-/* Where there are tiles for split products: what those take, as split_conv.c has it (splitting, products, what follows them, weights). */
+/* What split products take where there are tiles for them, measured: products, splitting, what follows them, distant weights. */
 static double split_ns(const rsi_conv_call *k) {
   const rsi_conv_shape *const s = &k->s;
   const double pixels = (double)(s->n * s->h * s->w), runs = (double)divide_up(s->c, 32), groups = (double)divide_up(s->o, 16);
   const double tiles = (double)(s->n * divide_up(s->h * s->w, 16)), weights = 3072 * runs * groups;
-  return 50 * tiles * runs * groups + 7.5 * pixels * runs + 5 * pixels * groups + (weights > 1 << 20 ? 0.03 * weights : 0);
+  return 50 * tiles * runs * groups + 7.5 * pixels * runs + 5 * pixels * groups + (weights > WEIGHT_BYTES ? 0.03 * weights : 0);
 }
 
 bool rsi_conv_point_accepts(const rsi_exec *x, const rsi_conv_call *k) {
