@@ -20,6 +20,7 @@
 #include "kernels/block_norm.h"
 #include "kernels/block_pool.h"
 #include "kernels/winograd.h"
+#include "kernels/winograd_split.h"
 #include "kernels/depthwise.h"
 #include "kernels/conv_first.h"
 #include "kernels/conv_point.h"
@@ -43,6 +44,7 @@ typedef struct rsi_kernels {
   const rsi_k_block_norm   *block_norm;
   const rsi_k_block_pool   *block_pool;
   const rsi_k_winograd     *winograd;
+  const rsi_k_winograd_split *winograd_split;
   const rsi_k_depthwise    *depthwise;
   const rsi_k_conv_first   *conv_first;
   const rsi_k_conv_point   *conv_point;

@@ -15,6 +15,7 @@ extern const rsi_k_attention   RSI_ISA(rsi_k_attention);
 extern const rsi_k_block_norm  RSI_ISA(rsi_k_block_norm);
 extern const rsi_k_block_pool  RSI_ISA(rsi_k_block_pool);
 extern const rsi_k_winograd    RSI_ISA(rsi_k_winograd);
+extern const rsi_k_winograd_split RSI_ISA(rsi_k_winograd_split);
 extern const rsi_k_depthwise   RSI_ISA(rsi_k_depthwise);
 extern const rsi_k_conv_first  RSI_ISA(rsi_k_conv_first);
 extern const rsi_k_conv_point  RSI_ISA(rsi_k_conv_point);
@@ -39,6 +40,7 @@ const rsi_kernels RSI_ISA(rsi_kernels) = {
   .block_norm = &RSI_ISA(rsi_k_block_norm),
   .block_pool = &RSI_ISA(rsi_k_block_pool),
   .winograd = &RSI_ISA(rsi_k_winograd),
+  .winograd_split = &RSI_ISA(rsi_k_winograd_split),
   .depthwise = &RSI_ISA(rsi_k_depthwise),
   .conv_first = &RSI_ISA(rsi_k_conv_first),
   .conv_point = &RSI_ISA(rsi_k_conv_point),

@@ -2,25 +2,11 @@
 ** Winograd's F(4x4, 3x3). For a handful of tiles:
 **   v [36][groups_in][most][L]   their input transforms, which the products read one number at a time
 **   m [36][groups_out][most][L]  the products with u [36][pairs of output blocks][channels][2 L], one block alone at the end
-** and all of it stays in the second-level cache. Tiles that stand side by side share two columns of pixels, so the image is first
-** transformed column by column into a strip [columns][6][L], and then tile by tile along the rows.
+** and all of it stays in the second-level cache.
 */
-#include "kernels/winograd.h"
-#include "kernels/isa.h"
-
-#define REAL float
-#define BITS int32_t
-#define N(name) name##_lanes
-#include "kernels/vector.h"
-#undef N
-#undef REAL
-#undef BITS
-
-typedef vec_lanes vec;
-#define INLINE static inline __attribute__((always_inline))
+#include "kernels/winograd_loops.h"
 
 enum {
-  L = RSI_LANES,
 #if RSI_ISA_LEVEL == 2
   ROWS = 14, FEW = 8             /* with two vectors each 28 of the 32 registers; for the last tiles */
 #else
@@ -28,65 +14,20 @@ enum {
 #endif
 };
 
-INLINE vec load(const float *p) { return *(const uvec_lanes *)p; }
-INLINE void store(float *p, vec v) { *(uvec_lanes *)p = v; }
-INLINE vec pick(mask_lanes which, vec a, vec b) { return (vec)(((mask_lanes)a & which) | ((mask_lanes)b & ~which)); }
-
-static const float A = 0.625f, B = 1.5f, AA = 0.390625f, BB = 2.25f, AAA = 0.244140625f, BBB = 3.375f, AABB = 0.87890625f,
-                   SUM = 2.640625f;   /* of AA and BB */
-
-/* to[i * step]: six pixels in a row seen from the six points. */
-INLINE void to_points(vec x0, vec x1, vec x2, vec x3, vec x4, vec x5, float *to, int64_t step) {
-  const vec ea = x4 - x2 * BB, oa = x3 - x1 * BB, eb = x4 - x2 * AA, ob = x3 - x1 * AA;
-  store(to, (x4 - x2 * SUM) + x0 * AABB);
-  store(to + step, ea + oa * A);
-  store(to + 2 * step, ea - oa * A);
-  store(to + 3 * step, eb + ob * B);
-  store(to + 4 * step, eb - ob * B);
-  store(to + 5 * step, (x5 - x3 * SUM) + x1 * AABB);
-}
-
-/* Four outputs from six points. */
-INLINE void from_points(vec m0, vec m1, vec m2, vec m3, vec m4, vec m5, vec y[4]) {
-  const vec sa = m1 + m2, da = m1 - m2, sb = m3 + m4, db = m3 - m4;
-  y[0] = m0 + sa + sb;
-  y[1] = da * A + db * B;
-  y[2] = sa * AA + sb * BB;
-  y[3] = (m5 + da * AAA) + db * BBB;
-}
-
 /* ---- images to points ------------------------------------------------------------------------------------------------- */
 
 /*
 ** `count` tiles side by side, the first at (row, column) in tiles of plane x: [h, w, L], to v, the place of the first tile.
-** strip: [4 count + 2][6][L]. Pixels outside the image are zeros.
+** strip: [4 count + 2][6][L].
 */
 static void tiles_in(const rsi_winograd *s, const float *x, int64_t row, int64_t column, int64_t count, float *v, int64_t step,
                      float *strip) {
-  static const float zeros[RSI_LANES];
-  const float *line[6];
-  int64_t move[6];
-  for (int i = 0; i < 6; i++) {
-    const int64_t y = 4 * row + i - s->before_h;
-    const bool inside = y >= 0 && y < s->h;
-    line[i] = inside ? x + y * s->w * L : zeros, move[i] = inside ? L : 0;
-  }
-  const int64_t first = 4 * column - s->before_w, columns = 4 * count + 2;
-  float *to = strip;
-  for (int64_t j = 0; j < columns; j++, to += 6 * L) {
-    const int64_t at = first + j;
-    if (at < 0 || at >= s->w) {
-      for (int i = 0; i < 6; i++) store(to + i * L, (vec){0});
-      continue;
-    }
-    to_points(load(line[0] + at * move[0]), load(line[1] + at * move[1]), load(line[2] + at * move[2]), load(line[3] + at * move[3]),
-              load(line[4] + at * move[4]), load(line[5] + at * move[5]), to, L);
-  }
+  vec to[6];
+  columns_to_points(s, x, row, column, count, strip);
   for (int64_t k = 0; k < count; k++)
     for (int64_t i = 0; i < 6; i++) {
-      const float *const p = strip + (24 * k + i) * L;
-      to_points(load(p), load(p + 6 * L), load(p + 12 * L), load(p + 18 * L), load(p + 24 * L), load(p + 30 * L),
-                v + 6 * i * step + k * L, step);
+      row_to_points(strip, k, i, to);
+      for (int j = 0; j < 6; j++) store(v + (6 * i + j) * step + k * L, to[j]);
     }
 }
 
@@ -152,32 +93,6 @@ static void products(const rsi_winograd *s, int64_t count, const float *v, float
 
 /* ---- points to images -------------------------------------------------------------------------------------------------- */
 
-/* One tile of plane y, `rows` x `columns` of it inside. */
-INLINE void tile_out(const rsi_winograd *s, const float *m, int64_t step, vec bias, int64_t offset, int64_t rows, int64_t columns) {
-  vec half[4][6], out[4];
-  const vec low = all_lanes(s->low), high = all_lanes(s->high);
-#pragma GCC unroll 6
-  for (int i = 0; i < 6; i++) {
-    const float *const p = m + 6 * i * step;
-    from_points(load(p), load(p + step), load(p + 2 * step), load(p + 3 * step), load(p + 4 * step), load(p + 5 * step), out);
-    for (int j = 0; j < 4; j++) half[j][i] = out[j];
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) {
-    if (j >= columns) return;
-    from_points(half[j][0], half[j][1], half[j][2], half[j][3], half[j][4], half[j][5], out);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      if (i >= rows) break;
-      const int64_t at = offset + (i * s->ow + j) * L;
-      vec v = out[i] + bias;
-      if (s->residual != NULL) v += load(s->residual + at);
-      v = pick(v < low, low, v);
-      store(s->y + at, pick(v > high, high, v));
-    }
-  }
-}
-
 /* `count` tiles side by side, the first at (row, column) of the plane that starts at `offset`. */
 static void tiles_out(const rsi_winograd *s, const float *m, int64_t step, const float *bias, int64_t offset, int64_t row, int64_t column,
                       int64_t count) {
@@ -186,18 +101,14 @@ static void tiles_out(const rsi_winograd *s, const float *m, int64_t step, const
   offset += 4 * row * s->ow * L;
   for (int64_t k = 0; k < count; k++, m += L) {
     const int64_t at = 4 * (column + k), columns = s->ow - at < 4 ? s->ow - at : 4;
-    if (rows == 4 && columns == 4) tile_out(s, m, step, b, offset + at * L, 4, 4);
-    else tile_out(s, m, step, b, offset + at * L, rows, columns);
+    vec sum[4][4];
+    tile_sums(m, step, sum);
+    if (rows == 4 && columns == 4) tile_end(s, sum, b, offset + at * L, 4, 4);
+    else tile_end(s, sum, b, offset + at * L, rows, columns);
   }
 }
 
 /* ---- the whole ---------------------------------------------------------------------------------------------------------- */
-
-/* A run of tiles in one row of one image; the number of tiles in it. */
-static int64_t run_at(const rsi_winograd *s, int64_t tile, int64_t end, int64_t *n, int64_t *row, int64_t *column) {
-  *column = tile % s->across, *row = tile / s->across % s->down, *n = tile / (s->across * s->down);
-  return end - tile < s->across - *column ? end - tile : s->across - *column;
-}
 
 /* Rows of four pixels, `rows` of them from (y, x) on; what lies outside a plane [height, width, L] is left out. */
 static const float **wish(const float **at, const float *plane, int64_t height, int64_t width, int64_t y, int64_t x, int64_t rows) {
@@ -254,14 +165,6 @@ static void tiles(const rsi_winograd *s, int64_t first, int64_t count, float *sc
 }
 
 /* ---- weights ------------------------------------------------------------------------------------------------------------- */
-
-/* Three taps in a row seen from the six points: the rows of G. */
-INLINE void taps_to_points(vec w0, vec w1, vec w2, vec to[6]) {
-  /* 1 / (A A B B), 1 / (2 A A (A A - B B)), 1 / (2 B B (B B - A A)) */
-  const float zero = 1.1377777777777778f, a = -0.6884033613445378f, b = 0.11951447245564893f;
-  const vec ea = (w0 + w2 * AA) * a, oa = w1 * (A * a), eb = (w0 + w2 * BB) * b, ob = w1 * (B * b);
-  to[0] = w0 * zero, to[1] = ea + oa, to[2] = ea - oa, to[3] = eb + ob, to[4] = eb - ob, to[5] = w2;
-}
 
 static void filters(const rsi_winograd_filters *f, int64_t group, float *u) {
   const int64_t groups_in = (f->in + L - 1) / L, groups_out = (f->out + L - 1) / L, channels = groups_in * L;

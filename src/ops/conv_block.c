@@ -528,6 +528,8 @@ typedef struct own_form {
 static const own_form
   winograd = {RSI_CONV_PACK_WINOGRAD, rsi_winograd_accepts, rsi_winograd_bytes, rsi_winograd_run, rsi_winograd_pack_bytes, NULL,
               rsi_winograd_pack_run},
+  winograd_split = {RSI_CONV_PACK_WINOGRAD_SPLIT, rsi_winograd_split_accepts, rsi_winograd_split_bytes, rsi_winograd_split_run,
+                    rsi_winograd_split_pack_bytes, NULL, rsi_winograd_split_pack_run},
   split = {RSI_CONV_PACK_SPLIT, rsi_split_conv_accepts, rsi_split_conv_bytes, rsi_split_conv_run, rsi_split_conv_pack_bytes,
            rsi_split_conv_pack_scratch, rsi_split_conv_pack_run},
   depthwise = {RSI_CONV_PACK_EACH, rsi_depthwise_accepts, rsi_depthwise_bytes, rsi_depthwise_run, rsi_depthwise_pack_bytes, NULL,
@@ -539,7 +541,7 @@ static const own_form
 
 /* Room for any maker's form. */
 static size_t pack_size(const rsi_call *c, plain *p) {
-  static const own_form *const own[] = {&winograd, &point, &split, &depthwise, &first};
+  static const own_form *const own[] = {&winograd_split, &winograd, &point, &split, &depthwise, &first};
   rsi_conv_call k;
   uint64_t layout;
   size_t most = floats(&p->b);
@@ -667,6 +669,7 @@ static rs_status own_block_pack_run(const rsi_call *c, const own_form *f) {
   static bool form##_block_data(const rsi_call *c) { return own_block_data(c, &form); }                                     \
   static size_t form##_block_data_scratch(const rsi_call *c) { return own_block_data_scratch(c, &form); }                   \
   static rs_status form##_block_data_run(const rsi_call *c) { return own_block_data_run(c, &form); }
+OWN_FORM(winograd_split)
 OWN_FORM(winograd)
 OWN_FORM(split)
 OWN_FORM(depthwise)
@@ -779,11 +782,12 @@ static const conv2d_pack_attrs pack_same = {SAME3(32, 16, 16), .input_size = {4,
                                pack_each4 = {EACH3(6, 4, 4), .input_size = {4, {1, 6, 8, 8}}};
 static const conv2d_pack_attrs pack_split = {HALF3(100, 16, 16), .input_size = {4, {3, 100, 9, 11}}},
                                pack_point = {POINT(24, 16, 16), .input_size = {4, {1, 24, 9, 9}}},
+                               pack_wino = {SAME3(64, 16, 16), .input_size = {4, {1, 64, 16, 15}}},
                                pack_first = {HALF3(3, 1, 16), .input_size = {4, {1, 3, 32, 32}}},
                                pack_point4 = {POINT(6, 4, 4), .input_size = {4, {1, 6, 9, 9}}},
                                pack_first4 = {HALF3(3, 1, 4), .input_size = {4, {1, 3, 32, 32}}};
 static const rsi_sample conv2d_pack_samples[] = {{"f20x1x3x3", &pack_each, 0, 1}, {"f6x1x3x3", &pack_each4, 0, 1},
-                                                  {"f152x100x3x3", &pack_split, 0, 1},
+                                                  {"f152x100x3x3", &pack_split, 0, 1}, {"f60x64x3x3", &pack_wino, 0, 1},
                                                   {"f20x24x1x1", &pack_point, 0, 1}, {"f6x6x1x1", &pack_point4, 0, 1},
                                                   {"f20x3x3x3", &pack_first, 0, 1}, {"f4x3x3x3", &pack_first4, 0, 1},
                                                   {"f32x32x3x3", &pack_same, 0, 1}, {"f8x8x3x3", &pack_four, 0, 1}, {NULL, NULL, 0, 0}};
@@ -834,6 +838,7 @@ static const rsi_sample conv2d_block_weight_samples[] = {
 #define END {NULL, 0, 0, NULL, NULL, NULL}
 static const rsi_kernel conv2d_block_kernels[] = {
   {"depthwise", RSI_PORTABLE, RSI_F32, depthwise_block, depthwise_block_scratch, depthwise_block_run},
+  {"winograd_split", RSI_PORTABLE, RSI_F32, winograd_split_block, winograd_split_block_scratch, winograd_split_block_run},
   {"winograd", RSI_PORTABLE, RSI_F32, winograd_block, winograd_block_scratch, winograd_block_run},
   {"first", RSI_PORTABLE, RSI_F32, first_block, first_block_scratch, first_block_run},
   {"point", RSI_PORTABLE, RSI_F32, point_block, point_block_scratch, point_block_run},
@@ -842,6 +847,7 @@ static const rsi_kernel conv2d_block_kernels[] = {
   {"plain", RSI_PORTABLE, ITEMS, portable_accepts, conv2d_block_scratch, conv2d_block_run}, END};
 static const rsi_kernel conv2d_pack_kernels[] = {
   {"depthwise", RSI_PORTABLE, RSI_F32, depthwise_block_pack, depthwise_block_pack_scratch, depthwise_block_pack_run},
+  {"winograd_split", RSI_PORTABLE, RSI_F32, winograd_split_block_pack, winograd_split_block_pack_scratch, winograd_split_block_pack_run},
   {"winograd", RSI_PORTABLE, RSI_F32, winograd_block_pack, winograd_block_pack_scratch, winograd_block_pack_run},
   {"first", RSI_PORTABLE, RSI_F32, first_block_pack, first_block_pack_scratch, first_block_pack_run},
   {"point", RSI_PORTABLE, RSI_F32, point_block_pack, point_block_pack_scratch, point_block_pack_run},
@@ -850,6 +856,7 @@ static const rsi_kernel conv2d_pack_kernels[] = {
   {"plain", RSI_PORTABLE, ITEMS, NULL, NULL, conv2d_pack_run}, END};
 static const rsi_kernel conv2d_block_data_kernels[] = {
   {"depthwise", RSI_PORTABLE, RSI_F32, depthwise_block_data, depthwise_block_data_scratch, depthwise_block_data_run},
+  {"winograd_split", RSI_PORTABLE, RSI_F32, winograd_split_block_data, winograd_split_block_data_scratch, winograd_split_block_data_run},
   {"winograd", RSI_PORTABLE, RSI_F32, winograd_block_data, winograd_block_data_scratch, winograd_block_data_run},
   {"split", RSI_PORTABLE, RSI_F32 | 1u << RS_BF16, split_block_data, split_block_data_scratch, split_block_data_run},
   {"onednn", RSI_ONEDNN, ITEMS, conv2d_block_data_fast, conv2d_block_data_fast_scratch, conv2d_block_data_fast_run},

@@ -28,6 +28,7 @@ typedef struct rsi_conv_pack_head {
 #define RSI_CONV_PACK_PLAIN    0x6e69616c706b6370u
 #define RSI_CONV_PACK_ONEDNN   0x6e6e642e706b6370u
 #define RSI_CONV_PACK_WINOGRAD 0x6f6e69772e6b6370u
+#define RSI_CONV_PACK_WINOGRAD_SPLIT 0x70736e69772e6370u
 #define RSI_CONV_PACK_EACH     0x686361652e6b6370u   /* one filter for each channel */
 #define RSI_CONV_PACK_POINT    0x746e6f702e6b6370u   /* 1x1, by FMA */
 #define RSI_CONV_PACK_FIRST    0x747372662e6b6370u   /* of a plain image, by FMA */

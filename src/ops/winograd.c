@@ -27,16 +27,31 @@ typedef struct plan {
   size_t  weights, each;         /* bytes: transformed weights; scratch of a lane */
 } plan;
 
-static plan make_plan(const rsi_exec *x, const rsi_conv_call *k) {
+bool rsi_winograd_fits(const rsi_exec *x, const rsi_conv_call *k) {
+  const rsi_conv_shape *const s = &k->s;
+  const int64_t L = x->k->winograd->lanes;
+  if (x->exact || k->kind > RSI_CONV_DATA || k->x_dtype != RS_F32 || k->y_dtype != RS_F32) return false;
+  if (k->x_block != L || k->y_block != L) return false;
+  if (s->kh != 3 || s->kw != 3 || s->sh != 1 || s->sw != 1 || s->dh != 1 || s->dw != 1 || s->ph > 2 || s->pw > 2 || s->groups != 1)
+    return false;
+  return s->n > 0 && s->h > 0 && s->w > 0 && s->oh > 0 && s->ow > 0 && s->c > 0 && s->o > 0;
+}
+
+void rsi_winograd_sizes(const rsi_conv_call *k, int64_t lanes, rsi_winograd *w) {
   const rsi_conv_shape *const s = &k->s;
   const bool data = k->kind == RSI_CONV_DATA;
-  plan p = {.k = x->k->winograd, .in = data ? s->o : s->c, .out = data ? s->c : s->o};
+  *w = (rsi_winograd){.h = s->h, .w = s->w, .oh = s->oh, .ow = s->ow, .before_h = s->ph, .before_w = s->pw, .low = -INFINITY, .high = INFINITY,
+                      .groups_in = divide_up(data ? s->o : s->c, lanes), .groups_out = divide_up(data ? s->c : s->o, lanes)};
+  if (data) w->h = s->oh, w->w = s->ow, w->oh = s->h, w->ow = s->w, w->before_h = 2 - s->ph, w->before_w = 2 - s->pw;
+  w->down = divide_up(w->oh, 4), w->across = divide_up(w->ow, 4);
+}
+
+static plan make_plan(const rsi_exec *x, const rsi_conv_call *k) {
+  const bool data = k->kind == RSI_CONV_DATA;
+  plan p = {.k = x->k->winograd, .in = data ? k->s.o : k->s.c, .out = data ? k->s.c : k->s.o};
   const int64_t L = p.k->lanes;
-  p.s = (rsi_winograd){.h = s->h, .w = s->w, .oh = s->oh, .ow = s->ow, .before_h = s->ph, .before_w = s->pw, .low = -INFINITY,
-                       .high = INFINITY, .groups_in = divide_up(p.in, L), .groups_out = divide_up(p.out, L)};
-  if (data) p.s.h = s->oh, p.s.w = s->ow, p.s.oh = s->h, p.s.ow = s->w, p.s.before_h = 2 - s->ph, p.s.before_w = 2 - s->pw;
-  p.s.down = divide_up(p.s.oh, 4), p.s.across = divide_up(p.s.ow, 4);
-  p.tiles = s->n * p.s.down * p.s.across;
+  rsi_winograd_sizes(k, L, &p.s);
+  p.tiles = k->s.n * p.s.down * p.s.across;
   const int64_t blocks = p.s.groups_in + p.s.groups_out;
   p.weights = (size_t)(RSI_WINOGRAD_POINTS * rsi_winograd_step(p.s.groups_in * L, p.s.groups_out, L)) * sizeof(float);
   const bool stay = p.weights <= CACHE_BYTES;
@@ -63,14 +78,9 @@ static bool pays(const rsi_conv_call *k, const plan *p) {
 }
 
 bool rsi_winograd_accepts(const rsi_exec *x, const rsi_conv_call *k) {
-  const rsi_conv_shape *const s = &k->s;
-  const int64_t L = x->k->winograd->lanes;
-  if (x->exact || k->kind > RSI_CONV_DATA || k->x_dtype != RS_F32 || k->y_dtype != RS_F32) return false;
-  if (k->x_block != L || k->y_block != L) return false;
-  if (s->kh != 3 || s->kw != 3 || s->sh != 1 || s->sw != 1 || s->dh != 1 || s->dw != 1 || s->ph > 2 || s->pw > 2 || s->groups != 1)
-    return false;
+  if (!rsi_winograd_fits(x, k)) return false;
   const plan p = make_plan(x, k);
-  return p.tiles > 0 && p.in > 0 && p.out > 0 && pays(k, &p);
+  return pays(k, &p);
 }
 
 /* ---- weights ------------------------------------------------------------------------------------------------------------ */
@@ -82,10 +92,14 @@ static void filters_of_groups(void *arg, int64_t first, int64_t last) {
   for (int64_t g = first; g < last; g++) j->k->filters(&j->f, g, j->u);
 }
 
+rsi_winograd_filters rsi_winograd_weights(const rsi_conv_call *k, const float *w) {
+  const int64_t c = k->s.c, o = k->s.o;
+  if (k->kind == RSI_CONV_DATA) return (rsi_winograd_filters){.w = w, .in = o, .out = c, .in_step = c * 9, .out_step = 9, .flipped = true};
+  return (rsi_winograd_filters){.w = w, .in = c, .out = o, .in_step = 9, .out_step = c * 9};
+}
+
 static void transform(const rsi_exec *x, const rsi_conv_call *k, const plan *p, const float *w, float *u) {
-  const bool data = k->kind == RSI_CONV_DATA;
-  filters_job j = {p->k, {.w = w, .in = p->in, .out = p->out, .in_step = data ? p->out * 9 : 9, .out_step = data ? 9 : p->in * 9,
-                          .flipped = data}, u};
+  filters_job j = {p->k, rsi_winograd_weights(k, w), u};
   rsi_parallel(x, p->s.groups_in, 10.0 * (double)(p->k->lanes * p->out), filters_of_groups, &j);
 }
 
@@ -117,7 +131,20 @@ static int64_t lanes_of(const rsi_exec *x, const plan *p) {
   return work < 10e3 ? 1 : rsi_lane_count(rsi_pool_threads(x->pool), p->tasks);
 }
 
-static size_t bias_bytes(const plan *p) { return rsi_lane_round((size_t)(p->s.groups_out * p->k->lanes) * sizeof(float)); }
+static size_t bias_bytes(const plan *p) { return rsi_lane_round((size_t)p->s.groups_out * RSI_WINOGRAD_BIAS); }
+
+void rsi_winograd_ends(const rsi_conv_call *k, const rsi_conv_data *data, rsi_winograd *s, void *room) {
+  const bool back = k->kind == RSI_CONV_DATA;
+  s->x = back ? data->y : data->x, s->y = back ? data->x : data->y;
+  s->residual = data->residual;
+  if (data->bias != NULL) {
+    memset(room, 0, (size_t)s->groups_out * RSI_WINOGRAD_BIAS);
+    memcpy(room, data->bias, (size_t)(back ? k->s.c : k->s.o) * sizeof(float));
+    s->bias = room;
+  }
+  if (k->act != RSI_CONV_NO_ACT) s->low = 0;
+  if (k->act == RSI_CONV_RELU6) s->high = 6;
+}
 
 size_t rsi_winograd_bytes(const rsi_exec *x, const rsi_conv_call *k) {
   const plan p = make_plan(x, k);
@@ -127,17 +154,8 @@ size_t rsi_winograd_bytes(const rsi_exec *x, const rsi_conv_call *k) {
 void rsi_winograd_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_conv_data *data, void *scratch) {
   const plan p = make_plan(x, k);
   tiles_job j = {p.k, p.s, p.tiles, p.each_tiles};
-  char *at = scratch;
-  j.s.x = k->kind == RSI_CONV_DATA ? data->y : data->x, j.s.y = k->kind == RSI_CONV_DATA ? data->x : data->y;
-  j.s.residual = data->residual;
-  if (data->bias != NULL) {
-    memset(at, 0, bias_bytes(&p));
-    memcpy(at, data->bias, (size_t)p.out * sizeof(float));
-    j.s.bias = (const float *)(void *)at;
-  }
-  at += bias_bytes(&p);
-  if (k->act != RSI_CONV_NO_ACT) j.s.low = 0;
-  if (k->act == RSI_CONV_RELU6) j.s.high = 6;
+  rsi_winograd_ends(k, data, &j.s, scratch);
+  char *at = (char *)scratch + bias_bytes(&p);
   j.s.u = data->w;
   if (!k->packed) {
     transform(x, k, &p, data->w, (float *)(void *)at);
