@@ -10,10 +10,12 @@
 **             reads always lies side by side. Some rows of a tile may belong to no result and are dropped.
 **   by image  16 images side by side at each pixel: no zeros around the image, and taps outside it are left out. More than 16 lie
 **             in sets, one after the other.
-** Weights are tiles of b: [phases][blocks of results][runs][taps][parts * RSI_TILE].
+** Weights are tiles of b: [phases][pairs of blocks of results][runs][taps][blocks of the pair][RSI_RUN], so all that a chain reads lies in a
+** row. (f32 weights that are split as they come into the cache are two thirds of the bytes, and were slower for all shapes tried.)
 **
 ** In a program in bf16 (`half`) the same is done with one part: images are bf16 [n, h, w, channels], so 32 channels of a pixel are a row
 ** of a tile as they lie: unit i of run r holds channels 32r + 2i and 32r + 2i + 1. Where nothing is around the image, it is a (`in_place`).
+** Weights are tiles of b: [phases][blocks of results][runs][taps][RSI_TILE].
 **
 ** A gradient for x is the same with the images exchanged; when the convolution went in steps, the results of one phase, that is all
 ** of one remainder by the steps, are a convolution with the taps that meet them.
@@ -23,7 +25,7 @@
 
 #include "base/base.h"
 
-enum { RSI_SPLIT_TAPS = 64, RSI_SPLIT_PHASES = 4, RSI_SPLIT_CHAIN = 8, RSI_SPLIT_IMAGES = 16 };   /* CHAIN: runs that are summed at once */
+enum { RSI_SPLIT_TAPS = 64, RSI_SPLIT_PHASES = 4, RSI_SPLIT_CHAIN = 12, RSI_SPLIT_IMAGES = 16 };   /* CHAIN: runs that are summed at once */
 
 /* Grid point (i, j) reads pixel (i * step_h + y, j * step_w + x) and multiplies it with weight number `index` of a filter. */
 typedef struct rsi_split_tap { int64_t y, x, index; } rsi_split_tap;
@@ -32,7 +34,7 @@ typedef struct rsi_split_tap { int64_t y, x, index; } rsi_split_tap;
 typedef struct rsi_split_phase {
   int64_t first, taps;             /* of tap[] */
   int64_t down, across, y, x;
-  int64_t b;                       /* where its weights begin: elements */
+  int64_t b;                       /* where its weights begin in b: elements */
 } rsi_split_phase;
 
 typedef struct rsi_split_conv {
@@ -44,6 +46,9 @@ typedef struct rsi_split_conv {
   rsi_split_phase phase[RSI_SPLIT_PHASES];
   rsi_split_tap   tap[RSI_SPLIT_TAPS];
   bool    by_image, flat;          /* flat: one tap on every pixel; then the image has one column */
+  bool    streams, deep;           /* the weights do not stay in the cache; chunks of runs go outside, blocks of the result inside */
+  int64_t chunk, kept;             /* runs of a chunk, at most; those that are in a at a time: all, or, deep, a chunk's */
+  int64_t acc_groups;              /* blocks of sums that are kept from chunk to chunk: an even number, or none */
   bool    skips;                   /* pixels outside the image take no part; otherwise they are zeros */
   int64_t low_y, low_x, far_y;     /* the least offsets of taps; how many more rows of an image in steps than of the grid are read */
   int64_t pitch, columns;          /* positions from row to row; those of a row with all its zeros */
@@ -53,7 +58,7 @@ typedef struct rsi_split_conv {
   bool    half, in_place;
   bool    fresh;                   /* half: b is NULL, a task packs the weights of a pair of blocks when it comes to them */
   int64_t weight_in, weight_out;   /* distances in w of channels of x and of y */
-  int64_t tiles;                   /* of a phase in a task, at most */
+  int64_t tiles, strips;           /* of a phase in a task, at most; pieces of rows that a task splits, at most */
   const void *x, *residual;        /* residual as y, may be y; NULL: none */
   const float *weight, *bias;      /* bias: groups_out * 16; NULL: none */
   const uint16_t *b;

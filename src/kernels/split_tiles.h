@@ -32,17 +32,21 @@ enum { RSI_SIDE = 16, RSI_DEEP = 32, RSI_TILE = 512, RSI_PARTS = 3, RSI_RUN = RS
 
 /* ---- splitting ------------------------------------------------------------------------------------------------------- */
 
-/* x and y become 16 units (x_i low, y_i high) of each part. */
+/*
+** x and y become 16 units (x_i low, y_i high) of each part. Rounded by integers, since the instructions for it take twice as long: what is
+** not finite, or not once it is rounded, leaves a NaN in one of the parts; what the first two parts leave has 8 bits.
+*/
 RSI_TILES_IN void rsi_split(__m512 x, __m512 y, __m512i part[RSI_PARTS]) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3,
-                                         18, 2, 17, 1, 16, 0);
-  const __m512i high = _mm512_set1_epi32((int)0xFFFF0000u);
-  for (int p = 0; p < RSI_PARTS; p++) {
-    part[p] = _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(y, x));
-    if (p == RSI_PARTS - 1) break;
-    x = _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32(part[p], 16)));
-    y = _mm512_sub_ps(y, _mm512_castsi512_ps(_mm512_and_si512(part[p], high)));
+  const __m512i high = _mm512_set1_epi32((int)0xFFFF0000u), half = _mm512_set1_epi32(0x8000);
+  for (int p = 0; p < RSI_PARTS - 1; p++) {
+    const __m512i a = _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(x), half), high);
+    const __m512i b = _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(y), half), high);
+    part[p] = _mm512_or_si512(_mm512_srli_epi32(a, 16), b);
+    x = _mm512_sub_ps(x, _mm512_castsi512_ps(a));
+    y = _mm512_sub_ps(y, _mm512_castsi512_ps(b));
   }
+  const __m512i last = _mm512_and_si512(_mm512_castps_si512(y), high);
+  part[RSI_PARTS - 1] = _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(x), 16), last);
 }
 
 /* v: [16][16] = its transpose */

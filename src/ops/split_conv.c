@@ -9,11 +9,16 @@
 #include <string.h>
 
 enum {
-  CACHE_BYTES  = 640 * 1024,     /* of a task's split image */
+  CACHE_BYTES  = 640 * 1024,     /* of a task's image, half */
   IMAGES_BYTES = 1200 * 1024,    /* the same by image */
-  WEIGHT_BYTES = 1024 * 1024,    /* of weights that stay in the cache beside it */
-  TASKS        = 8,              /* wanted */
-  TASK_NS      = 15000,          /* the least of a band */
+  WHOLE_BYTES  = 1200 * 1024,    /* of a task's split image, if all of it is needed at once */
+  KEPT_BYTES   = 400 * 1024,     /* the same, where it need not be */
+  SLICE_BYTES  = 320 * 1024,     /* of a chunk of it */
+  SUM_BYTES    = 512 * 1024,     /* of sums that are kept from chunk to chunk */
+  WEIGHT_BYTES = 1024 * 1024,    /* of weights that stay in the cache beside them */
+  TASKS        = 8,              /* wanted, half */
+  TASK_NS      = 15000,          /* the least of a band, half */
+  CHUNK        = 8,              /* runs of channels in a chunk, at most */
   PARTS        = 3, TILE = 512, POSITION = 64
 };
 
@@ -58,6 +63,12 @@ static void data_taps(rsi_split_conv *s, const rsi_conv_shape *c) {
         }
       first += f->taps;
     }
+}
+
+static int64_t most_taps(const rsi_split_conv *s) {
+  int64_t most = 1;
+  for (int64_t k = 0; k < s->phases; k++) most = larger(most, s->phase[k].taps);
+  return most;
 }
 
 /* Positions by row: how far taps reach, zeros, images in steps. */
@@ -114,74 +125,158 @@ static double products_by_image(const rsi_split_conv *s) {
   return sum;
 }
 
-/* They do not stay in the cache from task to task: then a task is as large as possible. (A product in f32 takes so long that they may.) */
-static bool many_weights(const plan *p) { return p->s.half && p->weights > WEIGHT_BYTES; }
-
-static void cut_images(plan *p) {
+/* Tasks of so many rows of the grids (or, by image, images): all or part of one image, or several images; flat, any number. */
+static void set_rows(plan *p, int64_t rows) {
   rsi_split_conv *const s = &p->s;
-  s->by_image = true, s->flat = false;
-  const int64_t set = s->h * s->w * RSI_SPLIT_IMAGES, sets = CACHE_BYTES / (set * s->runs * s->parts * POSITION);
-  p->rows = RSI_SPLIT_IMAGES;
-  if (many_weights(p)) p->rows *= larger(smaller(sets, divide_up(s->n, RSI_SPLIT_IMAGES)), 1);
-  p->row_tasks = divide_up(s->n, p->rows);
-  s->positions = set * p->rows / RSI_SPLIT_IMAGES;
-}
-
-static void cut_rows(plan *p) {
-  rsi_split_conv *const s = &p->s;
-  const int64_t row = s->runs * s->parts * POSITION * s->pitch * larger(s->subs, 1), all = s->n * s->down;
-  int64_t rows = larger(CACHE_BYTES / row, 1);
-  if (s->flat) {
-    rows = larger(rows / 32 * 32, 16);
-    rows = smaller(rows, larger(divide_up(divide_up(all, TASKS), 32) * 32, 64));
-    rows = smaller(rows, all);
-    s->each = rows;
-  } else {
-    const int64_t image = s->down + s->far_y;
-    int64_t pieces = 1;
-    /* Packing shows beside products in bf16: rather more bands than each of them packed for several tasks. */
-    if (s->half && p->weights <= WEIGHT_BYTES) {
-      const int64_t tasks = larger(smaller((int64_t)(7 * p->products) / TASK_NS, TASKS), 1);
-      rows = smaller(rows, divide_up(all, tasks) + s->far_y);
-    }
-    if (rows >= image) {
-      pieces = larger(smaller(rows / image, many_weights(p) ? s->n : s->n / TASKS), 1);
-      rows = pieces * s->down;
-    } else {
-      rows = larger(rows - s->far_y, smaller(s->down, 2));
-      rows = divide_up(s->down, divide_up(s->down, rows));
-    }
-    s->each = (rows + pieces * s->far_y) * s->pitch + s->columns - s->pitch;
-  }
+  const int64_t all = s->n * s->down, pieces = larger(rows / s->down, 1);
   p->rows = rows;
+  if (s->by_image) {
+    const int64_t sets = divide_up(rows, RSI_SPLIT_IMAGES);
+    p->row_tasks = divide_up(s->n, rows);
+    s->positions = sets * s->h * s->w * RSI_SPLIT_IMAGES;
+    s->tiles = sets * s->down * s->across, s->strips = rows;
+    return;
+  }
+  s->each = s->flat ? rows : (rows + pieces * s->far_y) * s->pitch + s->columns - s->pitch;
   p->row_tasks = s->flat || rows >= s->down ? divide_up(all, rows) : s->n * divide_up(s->down, rows);
   s->positions = s->each * larger(s->subs, 1) + 16;
-  s->tiles = s->flat ? rows / 16 + 2 : rows * divide_up(s->across, 16);
+  s->tiles = s->flat ? rows / 16 + 2 : smaller(rows * divide_up(s->across, 16), divide_up(s->each, 16));      /* they begin 16 apart */
+  s->strips = s->flat ? rows / s->down + 2 : (3 * (s->each / s->pitch + 1) + pieces) * larger(s->subs, 1);
+}
+
+static void set_groups(plan *p, int64_t parts) {
+  p->groups = 2 * divide_up(divide_up(p->s.groups_out, 2), parts);
+  p->group_tasks = divide_up(p->s.groups_out, p->groups);
 }
 
 /* Nanoseconds, measured: a product of tiles (of three parts or of one), a pixel of a run that is split or copied. */
-static double product_ns(const rsi_split_conv *s) { return s->half ? 7 : 50; }
-static double split_ns(const rsi_split_conv *s) { return s->half ? s->in_place ? 0 : 2.5 : 7.5; }
+static double product_ns(const rsi_split_conv *s) { return s->half ? 7 : 42; }
+static double split_ns(const rsi_split_conv *s) { return s->half ? s->in_place ? 0 : 2.5 : 6; }
+
+/* ---- cutting, half ----------------------------------------------------------------------------------------------------- */
+
+/* They do not stay in the cache from task to task: then a task is as large as possible. */
+static bool many_weights(const plan *p) { return p->weights > WEIGHT_BYTES; }
 
 /*
-** Few tasks along the rows: each is cut along the blocks of the result, too, but not so far that splitting the image again takes more
-** than a quarter of the products.
+** Rows so that a task's image stays in the cache. Packing shows beside products in bf16: rather more bands than each of them packed for
+** several tasks.
 */
-static void cut_groups(plan *p) {
+static int64_t rows_of_half(const plan *p) {
   const rsi_split_conv *const s = &p->s;
-  const int64_t pairs = divide_up(s->groups_out, 2);
-  const double again = split_ns(s) * (double)(s->n * s->h * s->w * s->runs), worth = again > 0 ? 0.25 * product_ns(s) * p->products / again : TASKS;
-  int64_t parts = smaller(divide_up(s->half ? TASKS / 2 : TASKS, p->row_tasks), pairs);
-  if ((double)parts > 1 + worth) parts = 1 + (int64_t)worth;
-  p->groups = 2 * divide_up(pairs, parts);
-  p->group_tasks = divide_up(s->groups_out, p->groups);
+  const int64_t all = s->n * s->down, image = s->down + s->far_y;
+  int64_t rows = larger(CACHE_BYTES / (s->runs * POSITION * s->pitch * larger(s->subs, 1)), 1);
+  if (s->by_image) {
+    const int64_t sets = CACHE_BYTES / (s->h * s->w * RSI_SPLIT_IMAGES * s->runs * POSITION);
+    return RSI_SPLIT_IMAGES * (many_weights(p) ? larger(smaller(sets, divide_up(s->n, RSI_SPLIT_IMAGES)), 1) : 1);
+  }
+  if (s->flat) {
+    rows = larger(rows / 32 * 32, 16);
+    rows = smaller(rows, larger(divide_up(divide_up(all, TASKS), 32) * 32, 64));
+    return smaller(rows, all);
+  }
+  if (!many_weights(p)) {
+    const int64_t tasks = larger(smaller((int64_t)(7 * p->products) / TASK_NS, TASKS), 1);
+    rows = smaller(rows, divide_up(all, tasks) + s->far_y);
+  }
+  if (rows >= image) return larger(smaller(rows / image, many_weights(p) ? s->n : s->n / TASKS), 1) * s->down;
+  rows = larger(rows - s->far_y, smaller(s->down, 2));
+  return divide_up(s->down, divide_up(s->down, rows));
 }
+
+/*
+** Few tasks along the rows: each is cut along the blocks of the result, too, but not so far that packing the image again takes more than a
+** quarter of the products.
+*/
+static void cut_half(plan *p) {
+  const rsi_split_conv *const s = &p->s;
+  set_rows(p, rows_of_half(p));
+  const double again = split_ns(s) * (double)(s->n * s->h * s->w * s->runs), worth = again > 0 ? 0.25 * product_ns(s) * p->products / again : TASKS;
+  int64_t parts = smaller(divide_up(TASKS / 2, p->row_tasks), divide_up(s->groups_out, 2));
+  if ((double)parts > 1 + worth) parts = 1 + (int64_t)worth;
+  set_groups(p, parts);
+}
+
+/* ---- cutting, three parts ---------------------------------------------------------------------------------------------- */
+
+enum { LANES = 2, TASK_COST = 1500 };       /* what is weighed are the times of two threads; nanoseconds of a task, whatever it does */
+
+/*
+** Nanoseconds from the first task to the last. Cut along rows, each task reads all weights; cut along blocks of the result, it splits its part
+** of the image again. Weights are asked for beside products, so the slower of the two counts most. A tile that is left alone takes more than half
+** of what a pair does.
+*/
+static double time_of(const plan *p) {
+  const rsi_split_conv *const s = &p->s;
+  const double all = (double)(s->by_image ? s->n : s->n * s->down), share = (double)p->rows / all;      /* of all rows */
+  const double parts = (double)p->group_tasks;
+  int64_t tiles = s->tiles;
+  if (s->flat) tiles = divide_up(p->rows, 16);
+  else if (!s->by_image) tiles = smaller(tiles, larger(p->rows / s->down, 1) * tiles_of_rows(s, smaller(p->rows, s->down), s->across));
+  const double odd = tiles % 2 != 0 ? 0.3 / (double)tiles : 0;
+  const double products = product_ns(s) * p->products * (1 + odd) * (share < 1 ? share : 1) / parts;
+  const double byte = p->weights <= WEIGHT_BYTES ? 0.015 : p->row_tasks > 1 ? 0.04 : 0.08;       /* 0.08: each thread reads others from memory */
+  const double weights = byte * (double)p->weights / parts;
+  const double split = split_ns(s) * (double)(s->positions * s->runs);
+  const double task = (products > weights ? products + 0.3 * weights : weights + 0.3 * products) + split + TASK_COST;
+  const double few = p->row_tasks * p->group_tasks < 2 * LANES ? 0.04 : 0;      /* a thread that was interrupted can give nothing away */
+  return ((double)divide_up(p->row_tasks * p->group_tasks, LANES) + few) * task;
+}
+
+/*
+** Whether the cache holds what a task uses again and again. That is its image, if that is small or there are several phases; else it is
+** gone through in slices, and what is kept are the sums.
+*/
+static bool settle(plan *p) {
+  rsi_split_conv *const s = &p->s;
+  const int64_t run = s->positions * PARTS * POSITION;
+  const bool chunks = s->runs > s->chunk || most_taps(s) > RSI_SPLIT_CHAIN;
+  s->deep = s->phases == 1 && run * s->runs > KEPT_BYTES;
+  s->kept = s->deep ? smaller(s->chunk, s->runs) : s->runs;
+  s->acc_groups = !chunks ? 0 : s->deep ? p->groups : 2;
+  return run * s->kept <= (s->deep ? SLICE_BYTES : WHOLE_BYTES) && s->tiles * s->acc_groups * 1024 <= SUM_BYTES;
+}
+
+/* Rows of a task when an image, or flat all, is cut into so many parts. */
+static int64_t rows_in(const rsi_split_conv *s, int64_t parts) {
+  if (s->by_image) return RSI_SPLIT_IMAGES;
+  if (!s->flat) return divide_up(s->down, parts);
+  return smaller(divide_up(divide_up(s->n * s->down, parts), 16) * 16, s->n * s->down);
+}
+
+/* Of a few ways to cut rows and blocks of the result the fastest; the smallest task where nothing fits. */
+static void cut_split(plan *p) {
+  const rsi_split_conv *const s = &p->s;
+  const int64_t pairs = divide_up(s->groups_out, 2), most = s->flat ? divide_up(s->n * s->down, 32) : s->down;
+  int64_t best_rows = 0, best_parts = 1;
+  double best = INFINITY;
+  int64_t images = s->by_image || s->flat ? 1 : s->n;          /* of a task; then parts of one, or of all */
+  for (int64_t cuts = 1; cuts <= most;) {
+    const int64_t rows = images > 1 ? images * s->down : rows_in(s, cuts);
+    set_rows(p, rows);
+    for (int64_t parts = 1; parts <= smaller(pairs, 16); parts *= 2) {
+      set_groups(p, parts);
+      const double time = time_of(p);
+      if (settle(p) && time < best) best = time, best_rows = rows, best_parts = parts;
+    }
+    if (s->by_image) break;
+    if (images > 1) images = divide_up(images, 2);
+    else cuts += 1 + cuts / 4;
+  }
+  if (best_rows == 0) best_rows = rows_in(s, most), best_parts = smaller(pairs, 16);
+  set_rows(p, best_rows);
+  set_groups(p, best_parts);
+  settle(p);
+}
+
+/* ---- the plan ---------------------------------------------------------------------------------------------------------- */
 
 /* And a pixel of a block that is finished, a byte of weights that do not stay in the cache. */
 static double work_of(const plan *p) {
   const rsi_split_conv *const s = &p->s;
-  const double split = (double)(s->n * s->h * s->w * s->runs * p->group_tasks), finished = (double)(s->n * s->oh * s->ow * s->groups_out);
-  const double far = p->weights > WEIGHT_BYTES ? (double)p->weights * (double)smaller(p->row_tasks, 4) : 0;
+  const double pixels = s->half ? (double)(s->n * s->h * s->w) : (double)(s->positions * p->row_tasks);
+  const double split = pixels * (double)(s->runs * p->group_tasks), finished = (double)(s->n * s->oh * s->ow * s->groups_out);
+  const double far = p->weights > WEIGHT_BYTES ? (double)p->weights * (s->half ? (double)smaller(p->row_tasks, 4) : 1) : 0;
   return product_ns(s) * p->products + split_ns(s) * split + (s->half ? 1 : 5) * finished + 0.03 * far;
 }
 
@@ -213,13 +308,17 @@ static plan make_plan(const rsi_exec *x, const rsi_conv_call *k) {
   lay_rows(s, taps);
   const double by_row = products_by_row(s) * (double)s->n;
   const double by_image = products_by_image(s) * (double)divide_up(s->n, RSI_SPLIT_IMAGES);
-  const bool fits = s->h * s->w * RSI_SPLIT_IMAGES * s->runs * s->parts * POSITION <= IMAGES_BYTES;
-  p.products = by_row * (double)(s->runs * s->groups_out);
-  if (!s->flat && fits && by_image < by_row * (half ? 0.9 : 1)) cut_images(&p);
-  else cut_rows(&p);
-  cut_groups(&p);
+  const int64_t images = s->h * s->w * RSI_SPLIT_IMAGES * s->parts * POSITION;       /* of a run */
+  s->chunk = larger(smaller(RSI_SPLIT_CHAIN / most_taps(s), CHUNK), 1);
+  s->kept = s->runs;
+  const bool fits = half ? images * s->runs <= IMAGES_BYTES : images * s->chunk <= SLICE_BYTES && s->down * s->across <= SUM_BYTES / 2048;
+  s->by_image = !s->flat && fits && by_image < by_row * (half ? 0.9 : 1);
+  s->streams = p.weights > WEIGHT_BYTES;
+  p.products = (s->by_image ? by_image : by_row) * (double)(s->runs * s->groups_out);
+  if (s->by_image) s->flat = false;
+  if (half) cut_half(&p);
+  else cut_split(&p);
   s->fresh = half && !k->packed && s->phases == 1 && p.row_tasks == 1;
-  if (s->by_image) p.products = by_image * (double)(s->runs * s->groups_out);
   p.work = work_of(&p);
   p.each = rsi_lane_round(x->k->split_conv->scratch(s));
   const size_t packing = (size_t)(512 * p.taps) * sizeof(float);
@@ -342,6 +441,6 @@ void rsi_split_conv_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_con
   }
   p.s.b = b;
   conv_job j = {x->k->split_conv, &p};
-  const int64_t tasks = p.row_tasks * p.group_tasks;
-  rsi_lanes_run(x->pool, lanes_of(x, p.work, tasks), tasks, conv_task, &j, at, p.each);
+  const int64_t tasks = p.row_tasks * p.group_tasks, lanes = lanes_of(x, p.work, tasks);
+  rsi_lanes_run(x->pool, lanes, tasks, conv_task, &j, at, p.each);
 }
