@@ -249,7 +249,7 @@ static void cut_split(plan *p) {
   const rsi_split_conv *const s = &p->s;
   const int64_t pairs = divide_up(s->groups_out, 2), most = s->flat ? divide_up(s->n * s->down, 32) : s->down;
   int64_t best_rows = 0, best_parts = 1;
-  double best = INFINITY;
+  double best = HUGE_VAL;
   int64_t images = s->by_image || s->flat ? 1 : s->n;          /* of a task; then parts of one, or of all */
   for (int64_t cuts = 1; cuts <= most;) {
     const int64_t rows = images > 1 ? images * s->down : rows_in(s, cuts);

@@ -149,6 +149,23 @@ void rsi_edit_set(rsi_edit *e, int value, int to) {
   if (value < e->nmap) e->map[value] = to;
 }
 
+/* Value `out` becomes the view of value `in`, whose place and strides may be others than when it was recorded. */
+static rs_status take_view(rs_program *p, const rs_op *op, const void *attrs, int in, int out) {
+  rs_tensor header, *pointer = &header;
+  rsi_phantom(p, in, &header);
+  rsi_call c = {.op = op, .x = &p->ctx->x, .ctx = p->ctx, .nin = 1, .nout = 1, .in = &pointer, .attrs = (void *)(uintptr_t)attrs};
+  int64_t offset = 0, strides[RS_MAX_DIMS];
+  RSI_TRY(op->infer(&c));
+  RSI_TRY(op->view(&c, &offset, strides));
+  rsi_value *const v = &p->values[out];
+  const rsi_value *const of = &p->values[in];
+  v->base = of->base;
+  v->delta = offset * (int64_t)rsi_dtype_size[of->desc.dtype];
+  v->offset = of->offset + v->delta;
+  memcpy(v->strides, strides, sizeof v->strides);
+  return RS_OK;
+}
+
 void rsi_edit_keep(rsi_edit *e, int k) {
   rs_program *const p = e->p;
   rsi_instr *const i = &e->old[k];
@@ -157,18 +174,12 @@ void rsi_edit_keep(rsi_edit *e, int k) {
   if (e->status != RS_OK) return;
   for (int a = 0; a < i->nin; a++) i->ids[a] = rsi_edit_id(e, i->ids[a]);
   if (i->inplace) i->ids[i->nin] = i->ids[0];
-  if (!i->kernel) {                    /* a view follows what it is taken of */
-    rsi_value *const v = &p->values[i->ids[i->nin]];
-    const rsi_value *const of = &p->values[i->ids[0]];
-    v->base = of->base;
-    v->offset = of->offset + v->delta;
-  }
+  if (!i->kernel) e->status = take_view(p, i->op, i->attrs, i->ids[0], i->ids[i->nin]);
+  if (e->status != RS_OK) return;
   p->instrs[p->ninstrs++] = *i;
   i->ids = NULL;                       /* moved */
   i->attrs = NULL;
 }
-
-void rsi_edit_drop(rsi_edit *e, int k) { rsi_instr_free(e->p, &e->old[k]); }
 
 /* Like choose() of the dispatcher, for a program's context. */
 static const rsi_kernel *kernel_for(const rs_ctx *ctx, const rsi_call *c, int dtype) {
@@ -182,20 +193,6 @@ static bool same_form(const rsi_value *v, const rsi_desc *d) {
   for (int i = 0; i < d->ndim; i++)
     if (v->desc.shape[i] != d->shape[i]) return false;
   return true;
-}
-
-static rs_status set_view(rs_program *p, const rsi_call *c, rsi_instr *i, int *ids) {
-  int64_t offset = 0, strides[RS_MAX_DIMS];
-  RSI_TRY(c->op->view(c, &offset, strides));
-  RSI_TRY(new_temp(p, &c->desc[0], &ids[0]));
-  rsi_value *const v = &p->values[ids[0]];
-  const rsi_value *const of = &p->values[i->ids[0]];
-  v->kind = RSI_V_VIEW;
-  v->base = of->base;
-  v->delta = offset * (int64_t)rsi_dtype_size[of->desc.dtype];
-  v->offset = of->offset + v->delta;
-  memcpy(v->strides, strides, sizeof v->strides);
-  return RS_OK;
 }
 
 static rs_status emit(rsi_edit *e, const rs_op *op, const void *attrs, int nin, const int *in, int nout, int *ids, rs_tensor *phantoms,
@@ -227,8 +224,11 @@ static rs_status emit(rsi_edit *e, const rs_op *op, const void *attrs, int nin, 
   }
   for (int j = 0; j < op->nout; j++) {
     int id = j < nout ? ids[j] : -1;
-    if (!kernel) RSI_TRY(set_view(p, &c, i, &id));
-    else if (id < 0) RSI_TRY(new_temp(p, &c.desc[j], &id));
+    if (!kernel) {
+      RSI_TRY(new_temp(p, &c.desc[0], &id));
+      p->values[id].kind = RSI_V_VIEW;
+      RSI_TRY(take_view(p, op, copy, in[0], id));
+    } else if (id < 0) RSI_TRY(new_temp(p, &c.desc[j], &id));
     else RSI_CHECK(same_form(&p->values[id], &c.desc[j]), RS_ERR_SHAPE, "%s: result %d has another form than the value it defines", op->name, j);
     i->ids[nin + j] = id;
     if (j < nout) ids[j] = id;

@@ -4,7 +4,7 @@
 ** The arithmetic on weights is emitted as ordinary instructions over bindings, so it moves into the prologue and follows later
 ** changes of the weights.
 */
-#include "program/internal.h"
+#include "program/fuse.h"
 
 enum { X, WEIGHT, BIAS, MEAN, VAR };
 
@@ -17,10 +17,10 @@ static bool constant_norm(const rs_program *p, const rsi_facts *f, const bool *f
   return i->ids[MEAN] >= 0 && i->ids[VAR] >= 0;
 }
 
-/* The convolution that makes the norm's input, if nothing else reads it and its weights are fixed; else -1. */
-static int conv_before(const rs_program *p, const rsi_facts *f, const bool *fixed, const rsi_instr *norm) {
-  const int x = norm->ids[X], k = f->def[x];
-  if (k < 0 || f->uses[x] != 1 || rsi_is_outside(p, x)) return -1;
+/* The convolution that makes the input of the norm at `at`, if nothing else reads it and its weights are fixed; else -1. */
+static int conv_before(const rs_program *p, const rsi_facts *f, const bool *fixed, int at) {
+  const int x = p->instrs[at].ids[X], k = f->def[x];
+  if (k < 0 || f->uses[x] != 1 || rsi_is_outside(p, x) || f->written[rsi_base_of(p, x)] || !rsi_may_move(p, k, at, x)) return -1;
   const rsi_instr *const conv = &p->instrs[k];
   if (conv->op != &rsi_op_conv2d || !fixed[rsi_base_of(p, conv->ids[1])]) return -1;
   return conv->ids[2] < 0 || fixed[rsi_base_of(p, conv->ids[2])] ? k : -1;
@@ -81,7 +81,7 @@ rs_status rsi_pass_fold(rs_program *p) {
     bool *const fixed = (bool *)(conv + p->ninstrs);
     rsi_fixed(p, &f, fixed);
     for (int k = 0; k < p->ninstrs; k++) {
-      conv[k] = constant_norm(p, &f, fixed, &p->instrs[k]) ? conv_before(p, &f, fixed, &p->instrs[k]) : -1;
+      conv[k] = constant_norm(p, &f, fixed, &p->instrs[k]) ? conv_before(p, &f, fixed, k) : -1;
       if (conv[k] >= 0) conv[conv[k]] = -2;
     }
     status = rsi_edit_begin(p, &e);

@@ -42,17 +42,45 @@ int rsi_only_reader(const rs_program *p, const rsi_facts *f, const rsi_uses *u, 
   return u->list[u->start[id]];
 }
 
+static bool writes_base(const rs_program *p, const rsi_instr *i, int base) {
+  for (int a = 0; a < i->nin; a++)
+    if (i->writes[a] && i->ids[a] >= 0 && rsi_base_of(p, i->ids[a]) == base) return true;
+  for (int j = 0; j < i->nout; j++)
+    if (i->ids[i->nin + j] >= 0 && rsi_base_of(p, i->ids[i->nin + j]) == base) return true;
+  return false;
+}
+
 bool rsi_written_between(const rs_program *p, const rsi_instr *instrs, int id, int first, int last) {
   const int base = rsi_base_of(p, id);
-  for (int k = first; k <= last; k++) {
-    const rsi_instr *const i = &instrs[k];
-    if (!i->kernel) continue;
-    for (int a = 0; a < i->nin; a++)
-      if (i->writes[a] && i->ids[a] >= 0 && rsi_base_of(p, i->ids[a]) == base) return true;
-    for (int j = 0; j < i->nout; j++)
-      if (i->ids[i->nin + j] >= 0 && rsi_base_of(p, i->ids[i->nin + j]) == base) return true;
-  }
+  for (int k = first; k <= last; k++)
+    if (instrs[k].kernel && writes_base(p, &instrs[k], base)) return true;
   return false;
+}
+
+static bool reads_base(const rs_program *p, const rsi_instr *i, int base, int pass) {
+  for (int a = 0; a < i->nin; a++)
+    if (i->ids[a] >= 0 && i->ids[a] != pass && rsi_base_of(p, i->ids[a]) == base) return true;
+  return false;
+}
+
+bool rsi_may_move(const rs_program *p, int k, int where, int pass) {
+  const rsi_instr *const i = &p->instrs[k];
+  const int first = where < k ? where + 1 : k + 1, last = where < k ? k - 1 : where;
+  for (int m = first; m <= last; m++) {
+    const rsi_instr *const by = &p->instrs[m];
+    for (int a = 0; a < i->nin; a++) {
+      const int id = i->ids[a];
+      if (id < 0) continue;
+      if (by->kernel ? writes_base(p, by, rsi_base_of(p, id)) : where < k && by->ids[by->nin] == id) return false;
+      if (by->kernel && i->writes[a] && reads_base(p, by, rsi_base_of(p, id), pass)) return false;
+    }
+    if (!by->kernel) continue;
+    for (int j = 0; j < i->nout; j++) {
+      const int id = i->ids[i->nin + j];
+      if (id >= 0 && (reads_base(p, by, rsi_base_of(p, id), pass) || writes_base(p, by, rsi_base_of(p, id)))) return false;
+    }
+  }
+  return true;
 }
 
 bool rsi_same_form(const rs_program *p, int a, int b) {

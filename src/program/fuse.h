@@ -20,6 +20,12 @@ int       rsi_only_reader(const rs_program *p, const rsi_facts *f, const rsi_use
 bool      rsi_is_plain(const rs_program *p, const rsi_facts *f, int id);
 /* Does an instruction from `first` to `last` write to what value `id` lies in? */
 bool      rsi_written_between(const rs_program *p, const rsi_instr *instrs, int id, int first, int last);
+/*
+** Could instruction k stand at `where` instead (earlier: right after that one; later: in its place, joined with it)? Nothing that it reads
+** is made or written on the way, and nothing that it makes or writes is read or written there. pass: a value of which k's companions
+** on the way make something; -1: none.
+*/
+bool      rsi_may_move(const rs_program *p, int k, int where, int pass);
 bool      rsi_same_form(const rs_program *p, int a, int b);            /* dtype and shape */
 bool      rsi_value_is_contiguous(const rs_program *p, int id);
 int64_t   rsi_value_numel(const rs_program *p, int id);

@@ -35,15 +35,6 @@ static rsi_act act_of(const rsi_instr *i) {
 
 static int result_of(const rsi_instr *i) { return i->ids[i->nin]; }
 
-/* Do the inputs of instruction k stay as they are until instruction `at`? */
-static bool inputs_stay(const linear *l, int k, int at) {
-  const rsi_instr *const i = &l->p->instrs[k];
-  for (int a = 0; a < i->nin; a++)
-    if (i->ids[a] >= 0 && l->f.written[rsi_base_of(l->p, i->ids[a])] && rsi_written_between(l->p, l->p->instrs, i->ids[a], k + 1, at))
-      return false;
-  return true;
-}
-
 /* Is instruction k the sum of value `id` and another tensor of its form, whole and contiguous? Then that one, else -1. */
 static int addend(const linear *l, int k, int id) {
   const rsi_instr *const i = &l->p->instrs[k];
@@ -91,13 +82,13 @@ static void find_group(linear *l, int k) {
   int value = i->kernel ? result_of(i) : -1, next;
   if (!map && !(i->kernel && is_product(l, i))) return;
   next = map ? rsi_only_reader(p, &l->f, &l->u, value) : -1;
-  if (next > k && l->tail[next] == -1 && act_of(&p->instrs[next]) != RSI_ACT_NONE && inputs_stay(l, k, next)) {
+  if (next > k && l->tail[next] == -1 && act_of(&p->instrs[next]) != RSI_ACT_NONE && rsi_may_move(p, k, next, value)) {
     g.which = act_of(&p->instrs[next]);
     g.act = g.at = next;
     value = result_of(&p->instrs[next]);
   }
   next = rsi_only_reader(p, &l->f, &l->u, value);
-  if (next > g.at && l->tail[next] == -1 && inputs_stay(l, k, next)) {
+  if (next > g.at && l->tail[next] == -1 && rsi_may_move(p, k, next, result_of(i))) {
     g.residual = addend(l, next, value);
     if (g.residual < 0 && !map && p->values[i->ids[0]].desc.ndim == 2) {
       g.residual = grown(l, next, value);

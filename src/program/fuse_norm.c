@@ -32,28 +32,6 @@ static int addend(const norms *n, const rsi_instr *i, int id) {
   return other != id && rsi_same_form(n->p, other, id) && contiguous(n, i) ? other : -1;
 }
 
-/* Results are made at `where` instead of at k: is nobody surprised, and does everything stay that is read? */
-static bool may_move(const norms *n, int k, int where) {
-  const rs_program *const p = n->p;
-  const rsi_instr *const i = at(n, k);
-  const int from = k < where ? k + 1 : where, to = k < where ? where : k - 1;
-  for (int a = 0; a < i->nin; a++) {
-    if (i->ids[a] < 0) continue;
-    if (n->f.written[rsi_base_of(p, i->ids[a])] && rsi_written_between(p, p->instrs, i->ids[a], from, to)) return false;
-    if (where < k && n->f.def[i->ids[a]] > where) return false;
-  }
-  for (int j = 0; j < i->nout; j++) {
-    const int id = i->ids[i->nin + j];
-    if (p->values[id].kind != RSI_V_TEMP && (n->u.viewed[id] || rsi_written_between(p, p->instrs, id, from, to))) return false;
-    for (int r = n->u.start[id]; r < n->u.start[id + 1]; r++)
-      if (n->u.list[r] > k && n->u.list[r] < where) return false;
-    if (p->values[id].kind != RSI_V_TEMP)
-      for (int r = n->u.start[id]; r < n->u.start[id + 1]; r++)
-        if (n->u.list[r] >= from && n->u.list[r] <= to) return false;
-  }
-  return true;
-}
-
 /* The sum before the norm: whatever else reads it, it is made there. */
 static int sum_before(const norms *n, const rsi_instr *i) {
   const int x = i->ids[0], def = rsi_is_plain(n->p, &n->f, x) ? n->f.def[x] : -1;
@@ -66,13 +44,13 @@ static int sum_before(const norms *n, const rsi_instr *i) {
 static void find_forward(norms *n, int k, group *g) {
   const rsi_instr *const i = at(n, k);
   const int y = i->ids[i->nin], next = rsi_only_reader(n->p, &n->f, &n->u, y);
-  if (next > k && n->role[next] == -1 && (g->residual = addend(n, at(n, next), y)) >= 0 && may_move(n, k, next)) {
+  if (next > k && n->role[next] == -1 && (g->residual = addend(n, at(n, next), y)) >= 0 && rsi_may_move(n->p, k, next, y)) {
     g->after = g->at = next;
     return;
   }
   g->residual = -1;
   g->before = sum_before(n, i);
-  if (g->before >= 0 && may_move(n, k, g->before)) g->at = g->before;
+  if (g->before >= 0 && rsi_may_move(n->p, k, g->before, -1)) g->at = g->before;
   else g->before = -1;
 }
 
@@ -80,14 +58,14 @@ static void find_backward(norms *n, int k, group *g) {
   const rsi_instr *const i = at(n, k);
   int value = i->ids[i->nin], next = rsi_only_reader(n->p, &n->f, &n->u, value);
   const rsi_instr *const relu = next > k && n->role[next] == -1 && at(n, next)->op == &rsi_op_relu_backward ? at(n, next) : NULL;
-  if (relu && !relu->inplace && relu->ids[0] == value && relu->ids[1] == i->ids[1] && may_move(n, k, next)) {
+  if (relu && !relu->inplace && relu->ids[0] == value && relu->ids[1] == i->ids[1] && rsi_may_move(n->p, k, next, value)) {
     g->relu = g->at = next;
     value = relu->ids[relu->nin];
     next = rsi_only_reader(n->p, &n->f, &n->u, value);
   }
   if (next <= g->at || n->role[next] != -1) return;
   g->residual = addend(n, at(n, next), value);
-  if (g->residual >= 0 && may_move(n, k, next)) g->after = g->at = next;
+  if (g->residual >= 0 && rsi_may_move(n->p, k, next, i->ids[i->nin])) g->after = g->at = next;
   else g->residual = -1;
 }
 

@@ -58,18 +58,19 @@ static void transposed_chain(const rs_program *p, const int *reader, rsi_role *r
   const rsi_instr *const h = &p->instrs[head];
   const int id = h->ids[h->nin], next = rsi_is_outside(p, id) ? -2 : reader[id];
   const int bias = next >= 0 && roles[next].kind == RSI_ROLE_NONE ? bias_term(p, &p->instrs[next], id) : -1;
-  if (bias < 0) return;
+  if (bias < 0 || !rsi_may_move(p, head, next, id)) return;
   roles[head].kind = RSI_ROLE_JOINED;
   roles[next] = (rsi_role){.kind = RSI_ROLE_END, .head = head, .residual = bias};
 }
 
 static void forward_chain(const rs_program *p, const int *reader, rsi_role *roles, int head) {
   const rsi_instr *const h = &p->instrs[head];
-  int id = h->ids[h->nin], end = head, residual = -1, act = RSI_CONV_NO_ACT;
+  const int y = h->ids[h->nin];
+  int id = y, end = head, residual = -1, act = RSI_CONV_NO_ACT;
   int next = rsi_is_outside(p, id) ? -2 : reader[id];
   if (next >= 0 && roles[next].kind == RSI_ROLE_NONE) {
     const int other = other_term(p, &p->instrs[next], id);
-    if (other >= 0) {
+    if (other >= 0 && rsi_may_move(p, head, next, y)) {
       residual = other;
       roles[end].kind = RSI_ROLE_JOINED;
       end = next;
@@ -77,7 +78,8 @@ static void forward_chain(const rs_program *p, const int *reader, rsi_role *role
       next = rsi_is_outside(p, id) ? -2 : reader[id];
     }
   }
-  if (next >= 0 && roles[next].kind == RSI_ROLE_NONE && act_of(&p->instrs[next]) != RSI_CONV_NO_ACT) {
+  const bool acts = next >= 0 && roles[next].kind == RSI_ROLE_NONE && act_of(&p->instrs[next]) != RSI_CONV_NO_ACT;
+  if (acts && rsi_may_move(p, head, next, y) && (end == head || rsi_may_move(p, end, next, id))) {
     act = act_of(&p->instrs[next]);
     roles[end].kind = RSI_ROLE_JOINED;
     end = next;
@@ -98,12 +100,12 @@ static void backward_mask(const rs_program *p, const rsi_facts *f, const int *re
       if (a == 0 && found < 0 && i->op == &rsi_op_batch_norm_backward && roles[n].kind == RSI_ROLE_NONE) found = n;
     }
   }
-  if (found < 0) return;
+  if (found < 0 || !rsi_may_move(p, found, k, -1)) return;
   roles[found].kind = RSI_ROLE_JOINED;
   roles[k] = (rsi_role){.kind = RSI_ROLE_MASK, .act = RSI_CONV_RELU, .shared = readers > 1, .head = found, .residual = -1, .sum = -1};
   const int g = p->instrs[k].ids[0], sum = f->def[g];
   if (sum < 0 || rsi_is_outside(p, g) || reader[g] != k || roles[sum].kind != RSI_ROLE_NONE) return;
-  if (other_term(p, &p->instrs[sum], p->instrs[sum].ids[0]) < 0) return;
+  if (other_term(p, &p->instrs[sum], p->instrs[sum].ids[0]) < 0 || !rsi_may_move(p, sum, k, g)) return;
   roles[sum].kind = RSI_ROLE_JOINED;
   roles[k].sum = sum;
 }

@@ -2,7 +2,7 @@
 #ifndef RSI_PROGRAM_IMAGES_H
 #define RSI_PROGRAM_IMAGES_H
 
-#include "program/internal.h"
+#include "program/fuse.h"
 #include "backend/backend.h"
 #include "ops/conv_block.h"
 

@@ -102,7 +102,7 @@ rs_status rsi_facts_make(const rs_program *p, rsi_facts *f);
 void      rsi_facts_free(const rs_program *p, rsi_facts *f);
 
 /*
-** An edit rewrites the list of instructions: rsi_edit_begin takes the old ones away; then, in order, each is kept, dropped, or
+** An edit rewrites the list of instructions: rsi_edit_begin takes the old ones away; then, in order, each is kept, left out, or
 ** replaced by new ones; rsi_edit_end drops the old list. rsi_edit_map makes later instructions (and results) read another value.
 */
 typedef struct rsi_edit {
@@ -117,7 +117,6 @@ rs_status rsi_edit_begin(rs_program *p, rsi_edit *e);
 int       rsi_edit_id(const rsi_edit *e, int id);
 void      rsi_edit_map(rsi_edit *e, int from, int to);
 void      rsi_edit_keep(rsi_edit *e, int k);
-void      rsi_edit_drop(rsi_edit *e, int k);
 /* A new instruction over present values; `ids` receives its results. attrs NULL: the defaults. False after a failure, also when no
 ** kernel takes it. `ids` may name existing values (id >= 0): they are then (re)defined by it, when their form fits; -1: new ones. */
 bool      rsi_edit_emit(rsi_edit *e, int op, const void *attrs, int nin, const int *in, int nout, int *ids);

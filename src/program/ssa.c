@@ -9,8 +9,9 @@
 typedef struct ssa {
   rs_program *p;
   rsi_edit    e;
-  rsi_instr  *was;             /* [nold] the instructions as they were: a view that was kept must be found again */
+  rsi_instr  *was;             /* [nold] the instructions: a view that was kept must be found again. Their ids are rewritten by then */
   int        *base, *def;      /* [nmap] of the old program; def of views only, -1 */
+  int        *of;              /* [nmap] of a view: the old value that it was taken of */
   int        *writes;          /* [nmap] of a base: splits so far */
   int        *seen;            /* [nmap] of a view: splits of its base when it was taken last */
 } ssa;
@@ -20,9 +21,9 @@ static void refresh(ssa *s, int id) {
   if (id < 0 || s->def[id] < 0 || s->seen[id] == s->writes[s->base[id]]) return;
   const rsi_instr *const view = &s->was[s->def[id]];
   int out = -1;
-  refresh(s, view->ids[0]);
+  refresh(s, s->of[id]);
   s->seen[id] = s->writes[s->base[id]];
-  if (rsi_edit_emit(&s->e, rsi_number_of(view->op), view->attrs, 1, view->ids, 1, &out)) rsi_edit_set(&s->e, id, out);
+  if (rsi_edit_emit(&s->e, rsi_number_of(view->op), view->attrs, 1, &s->of[id], 1, &out)) rsi_edit_set(&s->e, id, out);
   else if (s->e.status == RS_OK) s->e.status = rsi_fail(RS_ERR_STATE, "ssa: %s could not be taken again", view->op->name);
 }
 
@@ -40,6 +41,7 @@ static void walk(ssa *s) {
     for (int a = 0; a < i->nin; a++) refresh(s, i->ids[a]);
     if (!i->kernel) {
       s->def[i->ids[i->nin]] = k;
+      s->of[i->ids[i->nin]] = target;
       s->seen[i->ids[i->nin]] = s->writes[s->base[i->ids[i->nin]]];
     }
     int out = -1;
@@ -54,12 +56,12 @@ static void walk(ssa *s) {
 rs_status rsi_pass_ssa(rs_program *p) {
   ssa s = {.p = p};
   void *block;
-  const size_t n = (size_t)p->nvalues, m = (size_t)p->ninstrs, bytes = m * sizeof(rsi_instr) + 4 * n * sizeof(int) + 1;
+  const size_t n = (size_t)p->nvalues, m = (size_t)p->ninstrs, bytes = m * sizeof(rsi_instr) + 5 * n * sizeof(int) + 1;
   RSI_TRY(rsi_alloc(p->heap, bytes, &block));
   memset(block, 0, bytes);
   s.was = block;
   s.base = (int *)(s.was + m);
-  s.def = s.base + n, s.writes = s.def + n, s.seen = s.writes + n;
+  s.def = s.base + n, s.writes = s.def + n, s.seen = s.writes + n, s.of = s.seen + n;
   for (size_t i = 0; i < n; i++) s.base[i] = p->values[i].base, s.def[i] = -1;
   if (m) memcpy(s.was, p->instrs, m * sizeof(rsi_instr));
   rs_status status = rsi_edit_begin(p, &s.e);
