@@ -63,16 +63,16 @@ for kernel, list in pairs(cases) do
             local image, added = block(x, from), more and block(more, b) or nil
             local function run(filters, threads)
               local result = on_threads(threads, function() return ops.conv2d_block(image, filters, bias, added, options) end)
-              assert.equal(kernel, last_kernel())
+              if filters ~= weight or kernel == "first" or n * h * w >= 1024 then assert.equal(kernel, last_kernel()) end
+              images.close(expected, plain(result, o), 1e-5 * (1 + expected:abs():max():item()), "y")
               return result
             end
-            local mine = run(weight, 1)
-            images.close(expected, plain(mine, o), 1e-5 * (1 + expected:abs():max():item()), "y")
-            assert.equal(0, (mine - run(weight, 2)):abs():max():item())
             local pack = ops.conv2d_pack(weight, with(attrs, { channels = c, block_in = from, block_out = b, act = act,
               input_size = { n, c, h, w } }))
             assert.equal(kernel, last_kernel())
-            for threads = 1, 2 do assert.equal(0, (mine - run(pack, threads)):abs():max():item()) end
+            local mine = run(pack, 1)
+            assert.equal(0, (mine - run(pack, 2)):abs():max():item())
+            assert.equal(0, (run(weight, 1) - run(weight, 2)):abs():max():item())
           end)
         end)
       end
@@ -97,7 +97,7 @@ for kernel, list in pairs(cases) do
       local b = LANES[require "ffi".string(C.rs_get_isa(ctx))]
       local c = kernel == "point" and 16 or 3
       local from = kernel == "point" and b or 1
-      local x = wave({ 1, c, 20, 20 }, 1)
+      local x = wave({ 1, c, 40, 40 }, 1)
       x[{ 1, 3, 5, 5 }], x[{ 1, 2, 9, 1 }] = 0 / 0, 1 / 0
       local weight = wave({ 16, c, 1, 1 }, 2):abs() + 1
       local result = ops.conv2d_block(block(x, from), weight, nil, nil, { channels = c, block_in = from, block_out = b, act = "relu6" })

@@ -12,6 +12,9 @@ local copy, wave, block, plain, close = images.with, images.wave, images.block, 
 local last_kernel, on_threads = images.last_kernel, images.on_threads
 local best = ffi.string(C.rs_get_isa(ctx))
 
+-- By FMA, or by split products where AMX is there and the shape is worth it.
+local function is_winograd() return last_kernel():match "^winograd" ~= nil end
+
 -- The same by the portable direct kernels.
 local function direct(f)
   local y, kernel = images.portable(f)
@@ -31,6 +34,9 @@ local cases = {
   {64, 32, 4, 4, 32, 1, "relu", true, true},
   {130, 16, 3, 3, 16, 0, "none", true, false},          -- one output
   {2, 64, 5, 200, 64, 1, "none", true, false},
+  {1, 64, 16, 15, 128, 1, "relu", true, true},          -- few tiles, then many, and weights that do not stay in the cache
+  {1, 224, 30, 29, 160, 1, "none", true, true},
+  {3, 130, 33, 34, 72, 1, "relu6", false, true},
 }
 
 -- Block and instruction set that belong together.
@@ -66,13 +72,13 @@ for _, set in ipairs(sets) do
           local x, weight, bias, residual = make()
           local expected = direct(function() return ops.conv2d_block(x, weight, bias, residual, forward) end)
           local y = ops.conv2d_block(x, weight, bias, residual, forward)
-          assert.truthy(last_kernel():match("^winograd"))
+          assert.is_true(is_winograd())
           close(expected, y, 1e-5, "y")
           close(y, block(plain(y, o), b), 0, "y without what fills its blocks")
           local pack = ops.conv2d_pack(weight, copy(opts, {act = act, input_size = {n, c, h, w}}))
-          assert.truthy(last_kernel():match("^winograd"))
+          assert.is_true(is_winograd())
           close(y, ops.conv2d_block(x, pack, bias, residual, forward), 0, "y of packed weights")
-          assert.truthy(last_kernel():match("^winograd"))
+          assert.is_true(is_winograd())
         end)
       end)
 
@@ -83,7 +89,7 @@ for _, set in ipairs(sets) do
           local function run() return ops.conv2d_block_data(g, weight, bias, copy(opts, {input_size = {n, c, h, w}})) end
           local expected = direct(run)
           local y = run()
-          assert.truthy(last_kernel():match("^winograd"))
+          assert.is_true(is_winograd())
           close(expected, y, 1e-5, "gradient")
           close(y, block(plain(y, c), b), 0, "gradient without what fills its blocks")
         end)
@@ -110,7 +116,7 @@ for _, set in ipairs(sets) do
         x[1][3][2][2] = 0 / 0
         local opts = {padding = 1, channels = 16, block_in = b, block_out = b, act = "relu"}
         local blocks = ops.conv2d_block(block(x, b), weight, opts)
-        assert.truthy(last_kernel():match("^winograd"))
+        assert.is_true(is_winograd())
         local y = plain(blocks, 16)
         assert.is_true(y[1][1][1][1]:item() ~= y[1][1][1][1]:item())
         assert.is_true(y[1][1][9][9]:item() == y[1][1][9][9]:item())
@@ -137,7 +143,7 @@ describe("Winograd", function()
     end
     local xb = block(x, b)
     local yb = ops.conv2d_block(xb, weight, opts)
-    assert.truthy(last_kernel():match("^winograd"))
+    assert.is_true(is_winograd())
     local winograd = err(yb)
     local plainly = err(direct(function() return ops.conv2d_block(xb, weight, opts) end))
     assert.is_true(winograd < 1.5e-6, winograd)
@@ -156,7 +162,7 @@ describe("Winograd", function()
     if best == "baseline" then return end
     local to_pack = copy(opts, {input_size = {2, 64, 64, 64}})
     local pack = ops.conv2d_pack(weight, to_pack)
-    assert.truthy(last_kernel():match("^winograd"))
+    assert.is_true(is_winograd())
     local small = block(resin.randn({2, 48, 64, 64}), b)
     assert.has_error(function() ops.conv2d_block(small, pack, copy(opts, {channels = 48, weight_size = {64, 48, 3, 3}})) end)
     local portable = direct(function() return ops.conv2d_pack(weight, to_pack) end)
@@ -165,4 +171,85 @@ describe("Winograd", function()
     assert.equal("plain", last_kernel())
     close(y, same, 1e-4, "y")
   end)
+end)
+
+-- What tiles cannot compute is computed by direct sums: where the direct form has an infinity or NaN, and nowhere else, there is one.
+describe("Winograd by split products", function()
+  if best ~= "avx512" then return end
+  local x0, form = block(wave({1, 64, 16, 16}, 1), 16), {padding = 1, channels = 64, block_in = 16, block_out = 16}
+  ops.conv2d_block(x0, wave({64, 64, 3, 3}, 2), nil, nil, form)
+  if last_kernel() ~= "winograd_split" then return end
+
+  -- n, c, h, w, o
+  local shapes = {{1, 64, 37, 30, 64}, {2, 40, 18, 21, 24}, {1, 64, 16, 15, 128}}
+
+  -- Equal where finite, to rounding; infinities and NaN in the same places.
+  local function same(got, want)
+    local a, b, most = got:reshape({-1}):totable(), want:reshape({-1}):totable(), 0
+    for i = 1, #b do
+      if math.abs(b[i]) < math.huge then most = math.max(most, math.abs(b[i])) end
+    end
+    for i = 1, #b do
+      local x, y = a[i], b[i]
+      if y ~= y then assert.is_true(x ~= x, ("%d: %g, not NaN"):format(i, x))
+      elseif math.abs(y) == math.huge then assert.equal(y, x)
+      elseif x ~= x or math.abs(x - y) > 2e-5 * most then error(("%d: %g, not %g"):format(i, x, y)) end
+    end
+  end
+
+  for _, shape in ipairs(shapes) do
+    local n, c, h, w, o = unpack(shape)
+    local opts = {padding = 1, channels = c, block_in = 16, block_out = 16, act = "relu"}
+    local x, weight, bias, residual, g
+    local function forward() return plain(ops.conv2d_block(block(x, 16), weight, bias, block(residual, 16), opts), o) end
+    local function packed()
+      local pack = ops.conv2d_pack(weight, copy(opts, {input_size = {n, c, h, w}}))
+      return plain(ops.conv2d_block(block(x, 16), pack, bias, block(residual, 16), copy(opts, {weight_size = {o, c, 3, 3}})), o)
+    end
+    local function data()
+      return plain(ops.conv2d_block_data(block(g, 16), weight, nil, {padding = 1, channels = c, block_in = 16, block_out = 16,
+                                                                     input_size = {n, c, h, w}}), c)
+    end
+    local function check()
+      for name, f in pairs {forward = forward, packed = packed, data = data} do
+        local ok, message = pcall(same, f(), (images.portable(f)))
+        if not ok then error(name .. ": " .. tostring(message), 0) end
+        local one, two = on_threads(1, f):reshape({-1}):totable(), on_threads(2, f):reshape({-1}):totable()
+        for i = 1, #one do
+          if one[i] ~= two[i] and one[i] == one[i] then error(("%s: %d differs on two threads"):format(name, i), 0) end
+        end
+      end
+    end
+    before_each(function()
+      resin.manual_seed(5)
+      x, weight, bias = resin.randn({n, c, h, w}), resin.randn({o, c, 3, 3}) * 0.1, resin.randn({o})
+      residual, g = resin.randn({n, o, h, w}), resin.randn({n, o, h, w})
+    end)
+
+    local title = table.concat(shape, "x")
+    it("has infinities and NaN where the direct form has them: " .. title, function()
+      check()
+      for _, v in ipairs {math.huge, -math.huge, 0 / 0, 3.4e38} do
+        for _, at in ipairs {{1, 1}, {6, 8}, {h, w}} do
+          local i, j = at[1], at[2]
+          x:narrow(2, 3, 1):narrow(3, i, 1):narrow(4, j, 1):fill_(v)
+          g:narrow(2, 5, 1):narrow(3, i, 1):narrow(4, j, 1):fill_(v)
+          check()
+          x:narrow(2, 3, 1):narrow(3, i, 1):narrow(4, j, 1):fill_(1)
+          g:narrow(2, 5, 1):narrow(3, i, 1):narrow(4, j, 1):fill_(1)
+        end
+      end
+    end)
+
+    it("has them where a weight has them: " .. title, function()
+      weight:narrow(1, 3, 1):narrow(2, 2, 1):narrow(3, 2, 1):narrow(4, 2, 1):fill_(math.huge)
+      check()
+    end)
+
+    it("computes what is too small to split: " .. title, function()
+      x, g, weight = x * 1e-28, g * 1e-28, weight * 1e-4
+      bias, residual = bias * 0, residual * 0
+      check()
+    end)
+  end
 end)

@@ -57,23 +57,32 @@ INLINE void tile(int count, int blocks, const rsi_conv_point *s, const float *x,
     }
 }
 
-#define CASE(count)                                                                                                         \
-  case count:                                                                                                               \
-    if (blocks == 2) tile(count, 2, s, x, w, bias, residual, y, next);                                                      \
-    else tile(count, 1, s, x, w, bias, residual, y, next);                                                                  \
-    break;
+typedef void tile_fn(const rsi_conv_point *s, const float *x, const float *w, const float *bias, const float *residual, float *y,
+                     ahead next);
 
-static void any_tile(int64_t count, int64_t blocks, const rsi_conv_point *s, const float *x, const float *w, const float *bias,
-                     const float *residual, float *y, ahead next) {
-  switch (count) {
-    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
-#if RSI_ISA_LEVEL == 2
-    CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13)
-#endif
-    default:
-    CASE(WIDE)
+#define TILES(count)                                                                                                        \
+  static void tile_##count##_1(const rsi_conv_point *s, const float *x, const float *w, const float *bias,                  \
+                               const float *residual, float *y, ahead next) {                                               \
+    tile(count, 1, s, x, w, bias, residual, y, next);                                                                       \
+  }                                                                                                                         \
+  static void tile_##count##_2(const rsi_conv_point *s, const float *x, const float *w, const float *bias,                  \
+                               const float *residual, float *y, ahead next) {                                               \
+    tile(count, 2, s, x, w, bias, residual, y, next);                                                                       \
   }
-}
+#define BOTH(count) {tile_##count##_1, tile_##count##_2}
+
+TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
+#if RSI_ISA_LEVEL == 2
+TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12) TILES(13) TILES(14)
+#endif
+
+/* [count - 1][blocks - 1] */
+static tile_fn *const tiles_of[WIDE][2] = {
+  BOTH(1), BOTH(2), BOTH(3), BOTH(4), BOTH(5), BOTH(6),
+#if RSI_ISA_LEVEL == 2
+  BOTH(7), BOTH(8), BOTH(9), BOTH(10), BOTH(11), BOTH(12), BOTH(13), BOTH(14),
+#endif
+};
 
 static void task(const rsi_conv_point *s, int64_t n, int64_t first, int64_t last, int64_t pair, int64_t end) {
   const int64_t plane = s->pixels * L, pixels = last - first, tiles = (pixels + WIDE - 1) / WIDE;
@@ -85,7 +94,8 @@ static void task(const rsi_conv_point *s, int64_t n, int64_t first, int64_t last
     ahead next = {w + blocks * s->channels * L, left > 0 ? ((left < 2 ? 1 : 2) * L * L / LINE + tiles - 1) / tiles : 0};
     for (int64_t t = 0; t < tiles; t++) {
       const int64_t p = first + pixels * t / tiles, count = first + pixels * (t + 1) / tiles - p;
-      any_tile(count, blocks, s, x + p * L, w, bias, s->residual != NULL ? s->residual + to + p * L : NULL, s->y + to + p * L, next);
+      const float *const residual = s->residual != NULL ? s->residual + to + p * L : NULL;
+      tiles_of[count - 1][blocks - 1](s, x + p * L, w, bias, residual, s->y + to + p * L, next);
       next.at += next.lines * ((s->channels + L - 1) / L) * LINE;
     }
   }

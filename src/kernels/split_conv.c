@@ -101,7 +101,8 @@ typedef struct work {
   int   turn;
   __mmask16 odd;
   int64_t strips, tiles, sections;
-  int64_t run;                   /* so many runs are split */
+  int64_t run, strip, done;      /* how far splitting is: so many runs, strips of the next and positions of that */
+  int64_t all, each;             /* positions of a run; those that are split after four products */
   int64_t step, ahead, to_step;  /* from pixel to pixel, to those that are asked for; of places */
   const char *ask;               /* weights of the next chunk: so many lines are to be asked for, so many after four products */
   int64_t ask_left, ask_each;
@@ -166,7 +167,7 @@ static void make_strips(work *w, int64_t first, int64_t last) {
   const conv *const s = w->s;
   const int64_t pixels = s->h * s->w;
   piece p = {0, 0, 0, 0};
-  w->strips = w->run = 0;
+  w->strips = 0;
   w->step = (s->by_image ? 1 : s->step_w) * (s->half ? s->in : 16), w->to_step = s->by_image ? RSI_SPLIT_IMAGES * PIXEL : PIXEL;
   w->ahead = s->flat || s->by_image ? 32 * 16 : s->step_h * s->w * 16;
   if (s->by_image)
@@ -176,6 +177,7 @@ static void make_strips(work *w, int64_t first, int64_t last) {
     }
   else
     for (; next_piece(s, &first, last, &p); p.at += piece_positions(s, &p)) strips_of_piece(w, &p);
+  for (int64_t i = 0; i < w->strips; i++) w->all += w->z.strips[i].count;
 }
 
 /* The pixels of a strip in two blocks of x, or one if there are no `two`. */
@@ -190,25 +192,25 @@ RSI_TILES_IN void split_pixels(const work *w, bool two, const float *x, const fl
   }
 }
 
-/* The runs of a up to number `run`, of which those from `first` on are in a. */
-RSI_TILES static void split_runs(work *w, int64_t first, int64_t run) {
+/* Splits `count` more positions, strip after strip and run after run. */
+RSI_TILES __attribute__((noinline)) static void split_some(work *w, int64_t count) {
   const conv *const s = w->s;
   const int64_t plane = s->h * s->w * 16, part = s->positions * PIXEL, to_step = w->to_step;
-  for (; w->run < run; w->run++) {
-    uint16_t *const a = w->z.a + (w->run - first) * RSI_PARTS * part;
-    const float *const x = (const float *)s->x + 2 * w->run * plane;
-    const bool two = 2 * w->run + 1 < s->groups_in;
-    for (const strip *t = w->z.strips, *const past = t + w->strips; t < past; t++) {
-      uint16_t *const to = a + t->at * PIXEL;
-      if (t->from >= 0) {
-        const float *const from = x + t->from * 16;
-        if (two) split_pixels(w, true, from, from + plane, t->count, to);
-        else split_pixels(w, false, from, from, t->count, to);
-        continue;
-      }
+  while (count > 0 && w->run < s->runs) {
+    const strip *const t = &w->z.strips[w->strip];
+    const int64_t some = smaller(count, t->count - w->done);
+    uint16_t *const to = w->z.a + w->run % s->kept * RSI_PARTS * part + t->at * PIXEL + w->done * to_step;
+    if (t->from >= 0) {
+      const float *const from = (const float *)s->x + 2 * w->run * plane + t->from * 16 + w->done * w->step;
+      if (2 * w->run + 1 < s->groups_in) split_pixels(w, true, from, from + plane, some, to);
+      else split_pixels(w, false, from, from, some, to);
+    } else
       for (int64_t p = 0; p < RSI_PARTS; p++)
-        for (int64_t i = 0; i < t->count; i++) _mm512_storeu_si512(to + p * part + i * to_step, _mm512_setzero_si512());
-    }
+        for (int64_t i = 0; i < some; i++) _mm512_storeu_si512(to + p * part + i * to_step, _mm512_setzero_si512());
+    count -= some, w->done += some;
+    if (w->done < t->count) continue;
+    w->done = 0;
+    if (++w->strip == w->strips) w->strip = 0, w->run++;
   }
 }
 
@@ -427,6 +429,7 @@ RSI_TILES __attribute__((noinline)) static void chores(void *arg) {
   work *const w = arg;
   w->finished += w->pace;
   if (w->left.row < RSI_SIDE) finish(w, (int)smaller(w->finished >> 8, RSI_SIDE));
+  if (w->each > 0) split_some(w, w->each);
   ask(w);
 }
 
@@ -508,7 +511,6 @@ typedef struct turn { chunk of; int64_t group; int across; } turn;
 
 /* The runs of a chunk that a section takes; a run of weights is `step` elements. */
 static int list_runs(const conv *s, const rsi_split_phase *f, const chunk *c, uint64_t taps, int64_t step, room *z) {
-  const int64_t r0 = s->deep ? c->r0 : 0;
   int runs = 0;
   int64_t of = 0;
   for (int64_t r = c->r0; r < c->r1; r++)
@@ -520,7 +522,7 @@ static int list_runs(const conv *s, const rsi_split_phase *f, const chunk *c, ui
         const int64_t y = tap->y - s->low_y, x = tap->x - s->low_x;
         at = s->sub[y % s->step_h * s->step_w + x % s->step_w] * s->each + y / s->step_h * s->pitch + x / s->step_w;
       }
-      z->a_at[runs] = (int32_t)(((s->in_place ? r : (r - r0) * s->parts * s->positions) + at) * PIXEL);
+      z->a_at[runs] = (int32_t)(((s->in_place ? r : r % s->kept * s->parts * s->positions) + at) * PIXEL);
       z->b_at[runs++] = (int32_t)(of * step);
     }
   return runs;
@@ -561,26 +563,32 @@ RSI_TILES static void sum_chunk(work *w, const rsi_split_phase *f, const turn *c
 
 /*
 ** What a phase does one after the other: pairs of blocks, and in each chunks of up to `depth` runs of channels; or, deep, chunks, and in each
-** all pairs of blocks. Then a slice of the image is split, used by all blocks and done with.
+** all pairs of blocks. Then a slice of the image is split, used by all blocks and done with. Where all runs are one chunk, the first pair takes
+** them in shorter ones, and the image is split beside its products.
 */
 typedef struct order {
   const rsi_split_phase *f;
   int64_t group, groups, pairs;
   int64_t parts, each;           /* of the taps of a chunk */
   int64_t depth, chunks;         /* of a pair */
+  int64_t depth0, chunks0;       /* of the first */
 } order;
 
 static order order_of(const conv *s, const rsi_split_phase *f, int64_t group, int64_t groups) {
   order o = {.f = f, .group = group, .groups = groups, .pairs = divide_up(groups, 2)};
   o.parts = f->taps > 0 ? divide_up(f->taps, RSI_SPLIT_CHAIN) : 1, o.each = larger(divide_up(f->taps, o.parts), 1);
-  o.depth = smaller(s->chunk, larger(RSI_SPLIT_CHAIN / o.each, 1)), o.chunks = divide_up(s->runs, o.depth) * o.parts;
+  o.depth = smaller(s->chunk, larger(RSI_SPLIT_CHAIN / o.each, 1));
+  o.depth0 = s->beside ? s->beside : o.depth;
+  o.chunks = divide_up(s->runs, o.depth) * o.parts, o.chunks0 = divide_up(s->runs, o.depth0) * o.parts;
   return o;
 }
 
 static turn turn_at(const conv *s, const order *o, int64_t i) {
-  const int64_t number = s->deep ? i / o->pairs : i % o->chunks, pair = s->deep ? i % o->pairs : i / o->chunks;
-  const int64_t r = number / o->parts * o->depth, t = number % o->parts * o->each;
-  return (turn){{r, smaller(r + o->depth, s->runs), t, smaller(t + o->each, o->f->taps)}, o->group + 2 * pair, 2 * pair + 1 < o->groups ? 2 : 1};
+  const bool first = !s->deep && i < o->chunks0;
+  const int64_t depth = first ? o->depth0 : o->depth, later = i - o->chunks0;
+  const int64_t number = s->deep ? i / o->pairs : first ? i : later % o->chunks, pair = s->deep ? i % o->pairs : first ? 0 : later / o->chunks + 1;
+  const int64_t r = number / o->parts * depth, t = number % o->parts * o->each;
+  return (turn){{r, smaller(r + depth, s->runs), t, smaller(t + o->each, o->f->taps)}, o->group + 2 * pair, 2 * pair + 1 < o->groups ? 2 : 1};
 }
 
 static const uint16_t *weights_at(const conv *s, const order *o, const turn *c) {
@@ -603,24 +611,28 @@ static int64_t chores_in(const work *w, const chunk *c) {
   return larger(sum * RSI_BETWEEN, 1);
 }
 
-/* All of a phase. Beside the products of a chunk the weights of the next one are asked for. */
+/* All of a phase. Beside the products of a chunk the weights of the next one are asked for, and its runs of the image may be split. */
 RSI_TILES static void sum_blocks(work *w, const order *o) {
   const conv *const s = w->s;
-  const int64_t turns = o->chunks * o->pairs;
+  const int64_t turns = s->deep ? o->chunks * o->pairs : o->chunks0 + o->chunks * (o->pairs - 1);
   turn c = turn_at(s, o, 0), next = c;
   for (int64_t i = 0; i < turns; i++, c = next) {
     const uint16_t *const b0 = weights_at(s, o, &c), *const b[2] = {b0, b0 + RSI_RUN};
+    while (w->run < c.of.r1) split_some(w, w->all);
+    const int64_t chores = chores_in(w, &c.of), pair = (c.group - o->group) / 2;
+    const int64_t wanted = s->beside ? smaller(2 * c.of.r1 - c.of.r0, s->runs) - w->run : 0;
+    w->each = wanted > 0 ? divide_up(wanted * w->all, chores) : 0;
     w->ask_left = 0;
     if (i + 1 < turns) next = turn_at(s, o, i + 1);
     if (s->streams && i + 1 < turns) {
       w->ask = (const char *)weights_at(s, o, &next);
       w->ask_left = weight_runs(o, &next) * RSI_RUN * (int64_t)sizeof *b0 / 64;
-      w->ask_each = divide_up(w->ask_left, chores_in(w, &c.of));
+      w->ask_each = divide_up(w->ask_left, chores);
     }
-    split_runs(w, s->deep ? c.of.r0 : 0, c.of.r1);
-    sum_chunk(w, o->f, &c, b, w->z.acc + (s->deep ? i % o->pairs * 2 * s->tiles * BLOCK : 0), c.of.r0 == 0 && c.of.t0 == 0,
+    sum_chunk(w, o->f, &c, b, w->z.acc + (s->deep ? pair * 2 * s->tiles * BLOCK : 0), c.of.r0 == 0 && c.of.t0 == 0,
               c.of.r1 == s->runs && c.of.t1 >= o->f->taps);
   }
+  w->each = 0;
 }
 
 /* The same with one part: each pair of blocks is one chunk. */

@@ -47,7 +47,8 @@ typedef struct rsi_split_conv {
   rsi_split_tap   tap[RSI_SPLIT_TAPS];
   bool    by_image, flat;          /* flat: one tap on every pixel; then the image has one column */
   bool    streams, deep;           /* the weights do not stay in the cache; chunks of runs go outside, blocks of the result inside */
-  int64_t chunk, kept;             /* runs of a chunk, at most; those that are in a at a time: all, or, deep, a chunk's */
+  int64_t chunk, kept;             /* runs of a chunk, at most; those that are in a at a time, run r at place r % kept: all, or, deep, a chunk's */
+  int64_t beside;                  /* runs of a chunk of a task's first blocks, if the image is split beside their products; 0: before */
   int64_t acc_groups;              /* blocks of sums that are kept from chunk to chunk: an even number, or none */
   bool    skips;                   /* pixels outside the image take no part; otherwise they are zeros */
   int64_t low_y, low_x, far_y;     /* the least offsets of taps; how many more rows of an image in steps than of the grid are read */

@@ -1,5 +1,6 @@
 /*
-** What both forms of Winograd's F(4x4, 3x3) are made of (kernels/winograd.c, winograd_split.c): the transforms, and how tiles lie in images.
+** What both forms of Winograd's F(4x4, 3x3) are made of (kernels/winograd.c, winograd_split.c): the transforms, and how tiles lie in
+** images.
 ** Tiles that stand side by side share two columns of pixels, so the image is first transformed column by column into a strip, and then
 ** tile by tile along the rows.
 */

@@ -1,7 +1,7 @@
 /*
 ** Winograd's F(4x4, 3x3) by split products, a part at a time: make_points, multiply, put_results.
-** Measured and left out: the transforms beside the products, a few instructions at a time. Where all lies in the first-level cache that hides
-** them; but here the tiles wait for the second level, and both together took longer.
+** Measured and left out: the transforms beside the products, a few instructions at a time. Where all lies in the first-level cache that
+** hides them; but here the tiles wait for the second level, and both together took longer.
 */
 #include "kernels/winograd_split.h"
 #include "kernels/split_tiles.h"
@@ -118,7 +118,8 @@ RSI_TILES_IN void ask(void *arg) {
 }
 
 /* m: [across][..][rows][16] = the products of `down` strips of v and `across` groups of u */
-RSI_TILES_IN void chain(int down, int across, int64_t runs, const uint16_t *a, const uint16_t *b, float *m, int64_t lower, int64_t right, asking *q) {
+RSI_TILES_IN void chain(int down, int across, int64_t runs, const uint16_t *a, const uint16_t *b, float *m, int64_t lower, int64_t right,
+                        asking *q) {
   const uint16_t *a1 = a + runs * RSI_RUN, *b1 = b + runs * RSI_RUN;
   rsi_split_begin(down, across);
   for (int64_t r = 0; r < runs; r++, a += RSI_RUN, a1 += RSI_RUN, b += RSI_RUN, b1 += RSI_RUN)
@@ -195,11 +196,12 @@ static void again(const form *z, int64_t first, uint64_t odd, int64_t group, flo
 
 /* ---- points to images -------------------------------------------------------------------------------------------------- */
 
-/* As rsi_odd, of sums and lanes together: whether one is not finite, or below 2^-90 but not zero. */
-RSI_TILES_IN bool is_odd(const vec sum[4]) {
+/* As rsi_odd, of all sums of a tile together: whether one is not finite, or below 2^-90 but not zero. */
+RSI_TILES_IN bool is_odd(vec sum[4][4]) {
   __m512i most = _mm512_setzero_si512(), least = _mm512_set1_epi32(-1);
-  for (int i = 0; i < 4; i++) {                  /* without the sign; less 1, so that zero is the largest */
-    const __m512i bits = _mm512_slli_epi32((__m512i)sum[i], 1);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) {                 /* without the sign; less 1, so that zero is the largest */
+    const __m512i bits = _mm512_slli_epi32((__m512i)sum[i / 4][i % 4], 1);
     most = _mm512_max_epu32(most, bits), least = _mm512_min_epu32(least, _mm512_sub_epi32(bits, _mm512_set1_epi32(1)));
   }
   return (_mm512_cmpge_epu32_mask(most, _mm512_set1_epi32((int)(255u << 24))) |
@@ -219,7 +221,7 @@ RSI_TILES static uint64_t put_results(const form *z, int64_t first, int64_t coun
     for (int64_t i = t, x = 4 * column; i < end; i++, x += 4, m += L) {
       vec sum[4][4];
       tile_sums(m, step, sum);
-      if (__builtin_expect(is_odd(sum[0]) | is_odd(sum[1]) | is_odd(sum[2]) | is_odd(sum[3]), 0)) odd |= (uint64_t)1 << (i - first);
+      if (__builtin_expect(is_odd(sum), 0)) odd |= (uint64_t)1 << (i - first);
       else if (rows == 4 && s->ow - x >= 4) tile_end(s, sum, bias, plane + x * L, 4, 4);
       else tile_end(s, sum, bias, plane + x * L, rows, smaller(s->ow - x, 4));
     }
@@ -269,29 +271,31 @@ RSI_TILES static void gather_lines(const rsi_winograd_filters *f, int64_t group,
   }
 }
 
-/* w: the taps of a channel, [9][16]. out: its points */
-RSI_TILES_IN void filter_points(const rsi_winograd_filters *f, float w[9][RSI_SIDE], vec out[POINTS]) {
-  vec half[3][6], tap[9];
-  for (int t = 0; t < 9; t++) tap[t] = load(w[f->flipped ? 8 - t : t]);
-  for (int k = 0; k < 3; k++) taps_to_points(tap[k], tap[3 + k], tap[6 + k], half[k]);
-  for (int i = 0; i < 6; i++) taps_to_points(half[0][i], half[1][i], half[2][i], out + 6 * i);
-}
-
+/* Row by row of points, so that few places are written at a time, each along its lines: the processor foresees that. */
 RSI_TILES static void filters(const rsi_winograd_filters *f, int64_t group, int64_t run, uint16_t *u) {
   _Alignas(64) float lines[LINES][RSI_SIDE];
-  const int64_t runs = (f->in + RSI_DEEP - 1) / RSI_DEEP, groups = (f->out + RSI_SIDE - 1) / RSI_SIDE, step = rsi_winograd_u_step(groups, runs);
-  vec a[POINTS], b[POINTS];
+  vec half[RSI_DEEP][3][6];
+  const int64_t runs = (f->in + RSI_DEEP - 1) / RSI_DEEP, groups = (f->out + RSI_SIDE - 1) / RSI_SIDE;
+  const int64_t step = rsi_winograd_u_step(groups, runs);
   gather_lines(f, group, run, lines);
-  u += (group * runs + run) * RSI_RUN;
-  for (int64_t i = 0; i < RSI_SIDE; i++, u += RSI_DEEP) {
-    filter_points(f, lines + i * 9, a);
-    filter_points(f, lines + (i + RSI_SIDE) * 9, b);
-    for (int q = 0; q < POINTS; q++) {
-      __m512i part[RSI_PARTS];
-      rsi_split((__m512)a[q], (__m512)b[q], part);
-      for (int p = 0; p < RSI_PARTS; p++) _mm512_store_si512(u + q * step + p * RSI_TILE, part[p]);
-    }
+  for (int64_t c = 0; c < RSI_DEEP; c++) {
+    vec tap[9];
+    for (int t = 0; t < 9; t++) tap[t] = load(lines[c * 9 + (f->flipped ? 8 - t : t)]);
+    for (int k = 0; k < 3; k++) taps_to_points(tap[k], tap[3 + k], tap[6 + k], half[c][k]);
   }
+  u += (group * runs + run) * RSI_RUN;
+  for (int i = 0; i < 6; i++, u += 6 * step)
+    for (int64_t c = 0; c < RSI_SIDE; c++) {
+      const vec(*const h)[6] = half[c], (*const g)[6] = half[c + RSI_SIDE];
+      vec a[6], b[6];
+      taps_to_points(h[0][i], h[1][i], h[2][i], a);
+      taps_to_points(g[0][i], g[1][i], g[2][i], b);
+      for (int q = 0; q < 6; q++) {
+        __m512i part[RSI_PARTS];
+        rsi_split((__m512)a[q], (__m512)b[q], part);
+        for (int p = 0; p < RSI_PARTS; p++) _mm512_store_si512(u + q * step + p * RSI_TILE + c * RSI_DEEP, part[p]);
+      }
+    }
 }
 
 const rsi_k_winograd_split RSI_ISA(rsi_k_winograd_split) = {.filters = filters, .task = task};

@@ -563,7 +563,7 @@ static rs_status conv2d_pack_infer(rsi_call *c) {
   return RS_OK;
 }
 
-/* ---- our own forms: Winograd and split products --------------------------------------------------------------------------- */
+/* ---- our own forms ---------------------------------------------------------------------------------------------------------- */
 
 /* The call in the terms that are common with oneDNN, but it needs no oneDNN. */
 static bool own_forward(const rsi_call *c, plain *p, rsi_conv_call *k) {
@@ -753,8 +753,9 @@ static const rsi_sample conv2d_block_samples[] = {
   {"f1x2x5x17x1,f16x2x3x3,f16", &f_first, 2e-5, 1},
   {"f1x3x5x14x1,f8x3x3x3", &f_first4, 2e-5, 1},
   {"f1x2x7x7x16,f48x32x1x1,-,f1x3x7x7x16", &f_point, 2e-5, 1},
-  {"f2x3x4x5x8,f20x24x1x1,f20", &f_point8, 2e-5, 1},
-  {"f1x2x4x5x4,f12x6x1x1,f12", &f_point4, 2e-5, 1},
+  {"f2x2x23x23x16,f40x32x1x1,f40", &f_point, 2e-5, 1},
+  {"f2x3x23x23x8,f20x24x1x1,f20", &f_point8, 2e-5, 1},
+  {"f1x2x31x34x4,f12x6x1x1,f12", &f_point4, 2e-5, 1},
   {"f2x1x5x5x20,f7x20x1x1,f7", &f_last, 2e-5, 1},
   {"f2x4x7x7,f6x2x3x2,f6", &f_odd, 2e-5, 1},
   {"f2x2x9x9x16,f32x1x3x3,f32", &f_each, 2e-5, 1},

@@ -7,7 +7,8 @@
 #include "ops/weight_pairs.h"
 #include <math.h>
 
-enum { CACHE_BYTES = 2 << 20, WEIGHT_BYTES = 1 << 18, TASK_NS = 4000, MOST_TASKS = 64, FEW_TASKS = 8, SHARED_NS = 5000, WAKING_NS = 32000 };
+/* MANY_PIXELS: beside them laying out weights, which one thread does, does not count. */
+enum { MANY_PIXELS = 1024, CACHE_BYTES = 2 << 20, WEIGHT_BYTES = 1 << 18, TASK_NS = 4000, MOST_TASKS = 64, FEW_TASKS = 8, SHARED_NS = 5000, WAKING_NS = 32000 };
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -47,6 +48,7 @@ bool rsi_conv_point_accepts(const rsi_exec *x, const rsi_conv_call *k) {
   if (k->kind != RSI_CONV_FORWARD || k->x_dtype != RS_F32 || k->y_dtype != RS_F32 || k->x_block != L || k->y_block != L) return false;
   if (s->groups != 1 || s->n == 0 || s->c == 0 || s->o == 0 || s->h == 0 || s->w == 0 || s->kh != 1 || s->kw != 1) return false;
   if (s->sh != 1 || s->sw != 1 || s->ph != 0 || s->pw != 0) return false;
+  if (!k->packed && s->n * s->h * s->w < MANY_PIXELS) return false;
   const bool split = L == 16 && !x->exact && x->k->split_conv->task != NULL && rsi_cpu_split();
   return !split || make_plan(x, k).ns <= split_ns(k);
 }

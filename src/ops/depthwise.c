@@ -1,8 +1,8 @@
 /*
 ** Which convolutions kernels/depthwise.c computes, and how they are cut: into parts of some bands of rows of a plane, numbered over
-** [image, part, block of channels], so that a thread has about the same rows as in the 1x1 convolutions around it. The gradient for x,
-** at stride 1, is the convolution of y's gradient with the filters turned around and the rest of the padding. What is computed depends
-** on the shape only.
+** [image, part, block of channels], so that a thread has about the same rows as in the 1x1 convolutions around it (conv_point.c; where
+** those go along the blocks, a plane is one part). The gradient for x, at stride 1, is the convolution of y's gradient with the filters
+** turned around and the rest of the padding. What is computed depends on the shape only.
 */
 #include "ops/depthwise.h"
 #include "base/lanes.h"
@@ -60,7 +60,7 @@ size_t rsi_depthwise_bytes(const rsi_exec *x, const rsi_conv_call *k) {
   return bias_bytes(x, k) + (k->packed ? 0 : filter_bytes(x, k));
 }
 
-enum { PARTS = 4, LEAST_BANDS = 4 };
+enum { PARTS = 4, LEAST_BANDS = 3 };
 
 typedef struct bands_job { const rsi_k_depthwise *k; rsi_depthwise s; int64_t bands, parts; } bands_job;     /* of a plane */
 
@@ -99,6 +99,6 @@ void rsi_depthwise_run(const rsi_exec *x, const rsi_conv_call *k, const rsi_conv
   /* Measured: 14 products and sums in a nanosecond for each 4 lanes, and what it takes to read a pixel. */
   const double ns = (double)(j.s.oh * j.s.ow * s->kh * s->kw) / 3.5 + 0.3 * (double)(j.s.h * j.s.w);
   j.bands = divide_up(j.s.oh, RSI_DEPTHWISE_ROWS);
-  j.parts = j.bands < 2 * LEAST_BANDS ? 1 : j.bands < PARTS * LEAST_BANDS ? 2 : PARTS;
+  j.parts = s->c > s->n * j.s.h * j.s.w || j.bands < 2 * LEAST_BANDS ? 1 : j.bands < PARTS * LEAST_BANDS ? 2 : PARTS;
   rsi_parallel(x, s->n * j.parts * groups, ns / (double)j.parts, parts_range, &j);
 }

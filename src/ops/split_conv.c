@@ -215,7 +215,7 @@ static double time_of(const plan *p) {
   else if (!s->by_image) tiles = smaller(tiles, larger(p->rows / s->down, 1) * tiles_of_rows(s, smaller(p->rows, s->down), s->across));
   const double odd = tiles % 2 != 0 ? 0.3 / (double)tiles : 0;
   const double products = product_ns(s) * p->products * (1 + odd) * (share < 1 ? share : 1) / parts;
-  const double byte = p->weights <= WEIGHT_BYTES ? 0.015 : p->row_tasks > 1 ? 0.04 : 0.08;       /* 0.08: each thread reads others from memory */
+  const double byte = p->weights <= WEIGHT_BYTES ? 0.015 : p->row_tasks > 1 ? 0.06 : 0.08;       /* 0.08: no two threads read the same */
   const double weights = byte * (double)p->weights / parts;
   const double split = split_ns(s) * (double)(s->positions * s->runs);
   const double task = (products > weights ? products + 0.3 * weights : weights + 0.3 * products) + split + TASK_COST;
@@ -233,7 +233,8 @@ static bool settle(plan *p) {
   const bool chunks = s->runs > s->chunk || most_taps(s) > RSI_SPLIT_CHAIN;
   s->deep = s->phases == 1 && run * s->runs > KEPT_BYTES;
   s->kept = s->deep ? smaller(s->chunk, s->runs) : s->runs;
-  s->acc_groups = !chunks ? 0 : s->deep ? p->groups : 2;
+  s->beside = s->deep || s->phases > 1 || chunks || s->runs < 2 ? 0 : divide_up(s->runs, 4);
+  s->acc_groups = !chunks && !s->beside ? 0 : s->deep ? p->groups : 2;
   return run * s->kept <= (s->deep ? SLICE_BYTES : WHOLE_BYTES) && s->tiles * s->acc_groups * 1024 <= SUM_BYTES;
 }
 

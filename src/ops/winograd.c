@@ -40,8 +40,9 @@ bool rsi_winograd_fits(const rsi_exec *x, const rsi_conv_call *k) {
 void rsi_winograd_sizes(const rsi_conv_call *k, int64_t lanes, rsi_winograd *w) {
   const rsi_conv_shape *const s = &k->s;
   const bool data = k->kind == RSI_CONV_DATA;
-  *w = (rsi_winograd){.h = s->h, .w = s->w, .oh = s->oh, .ow = s->ow, .before_h = s->ph, .before_w = s->pw, .low = -INFINITY, .high = INFINITY,
-                      .groups_in = divide_up(data ? s->o : s->c, lanes), .groups_out = divide_up(data ? s->c : s->o, lanes)};
+  *w = (rsi_winograd){.h = s->h, .w = s->w, .oh = s->oh, .ow = s->ow, .before_h = s->ph, .before_w = s->pw, .low = -INFINITY,
+                      .high = INFINITY, .groups_in = divide_up(data ? s->o : s->c, lanes),
+                      .groups_out = divide_up(data ? s->c : s->o, lanes)};
   if (data) w->h = s->oh, w->w = s->ow, w->oh = s->h, w->ow = s->w, w->before_h = 2 - s->ph, w->before_w = 2 - s->pw;
   w->down = divide_up(w->oh, 4), w->across = divide_up(w->ow, 4);
 }

@@ -1,7 +1,7 @@
 /*
-** Which convolutions kernels/winograd_split.c computes, and how they are cut. A task is a part of the image with all its results; where there
-** is only one part, tasks make some groups of its results each, and all of them its points: what another core has just written is slow
-** to read. The cut follows from the shape and the number of threads, and changes no bit of the result; whether a call is computed so at all
+** Which convolutions kernels/winograd_split.c computes, and how they are cut. A task is a part of the image with all its results; where
+** there is only one part, tasks make some groups of its results each, and all of them its points: what another core has just written is
+** slow to read. The cut follows from the shape and the number of threads, and changes no bit of the result; whether a call is computed so at all
 ** follows from the shape.
 */
 #include "base/lanes.h"
@@ -73,7 +73,7 @@ static bool pays(const rsi_exec *x, const rsi_conv_call *k, const plan *p) {
   const double filters = p->z.far ? (double)divide_up(p->tiles, RSI_WINOGRAD_PART) * bytes / 16 : 0;
   const double transforms = tiles * (double)(450 * p->z.runs + 130 * s->groups_out) + (k->packed ? 0 : bytes / 14);
   const double direct = 18 * (double)(k->s.n * s->oh * s->ow) * weights / 400 + 54 * weights / (k->packed ? 15 : 8);
-  return (products > filters ? products : filters) + transforms < direct;
+  return (products > filters ? products : filters) + transforms < 0.9 * direct;
 }
 
 bool rsi_winograd_split_accepts(const rsi_exec *x, const rsi_conv_call *k) {
