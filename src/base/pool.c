@@ -31,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_THREADS = 1024, SPIN_NS = 50000, PAUSES = 16 };   /* SPIN_NS: about what waking a thread takes */
+enum { MAX_THREADS = 1024, SPIN_NS = 20000, PAUSES = 16 };   /* longer spinning costs more beside a busy core than it saves */
 
 typedef struct worker {
   rsi_pool       *pool;

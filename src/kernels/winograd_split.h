@@ -1,7 +1,8 @@
 /*
 ** Winograd's F(4x4, 3x3) (kernels/winograd.h) by split products on the tiles of AMX (kernels/split_tiles.h): the 36 products of matrices
-** [tiles, channels] x [channels, results] take a third of the time that FMA takes. Only where rsi_cpu_split() and the level is AVX-512;
-** elsewhere the functions are NULL.
+** [tiles, channels] x [channels, results] take about half the time that FMA takes, and the error is half as large: root mean square, for
+** normal data against f64, 4e-7 of the result for 64 channels, 7e-7 for 256. Only where rsi_cpu_split() and the level is AVX-512; elsewhere
+** the functions are NULL.
 **
 ** Tiles of the image are taken in parts, those of a part in strips of `rows`, at most 16. A run is 32 channels, a group 16 results.
 **   v [36][strips][runs][RSI_SPLIT_RUN]   the points of a part, split where they are made

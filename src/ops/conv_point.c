@@ -8,7 +8,8 @@
 #include <math.h>
 
 /* MANY_PIXELS: beside them laying out weights, which one thread does, does not count. */
-enum { MANY_PIXELS = 1024, CACHE_BYTES = 2 << 20, WEIGHT_BYTES = 1 << 18, TASK_NS = 4000, MOST_TASKS = 64, FEW_TASKS = 8, SHARED_NS = 5000, WAKING_NS = 32000 };
+enum { MANY_PIXELS = 1024, CACHE_BYTES = 2 << 20, WEIGHT_BYTES = 1 << 18, TASK_NS = 4000, MOST_TASKS = 64, FEW_TASKS = 8, SHARED_NS = 5000,
+       WAKING_NS = 32000 };
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

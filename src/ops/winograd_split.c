@@ -1,8 +1,8 @@
 /*
 ** Which convolutions kernels/winograd_split.c computes, and how they are cut. A task is a part of the image with all its results; where
 ** there is only one part, tasks make some groups of its results each, and all of them its points: what another core has just written is
-** slow to read. The cut follows from the shape and the number of threads, and changes no bit of the result; whether a call is computed so at all
-** follows from the shape.
+** slow to read. The cut follows from the shape and the number of threads, and changes no bit of the result; whether a call is computed so
+** at all follows from the shape.
 */
 #include "base/lanes.h"
 #include "ops/winograd.h"
