@@ -4,6 +4,7 @@
 local resin = require "resin"
 local ops = require "resin.ops"
 local images = require "spec.support.images"
+local samples = require "spec.support.samples"
 
 local highest, plain, with = images.portable, images.plain, images.with
 local function block(x) return images.block(x, 16) end
@@ -36,6 +37,13 @@ local function data(m) return plain(ops.conv2d_block_data(block(m.g), m.w, nil, 
 local cases = {
   {2, 256, 14, 14, 64, 1, 1, 0}, {1, 64, 29, 31, 128, 3, 2, 1}, {16, 512, 4, 4, 64, 3, 1, 1}, {2, 128, 33, 32, 96, 2, 2, 0},
   {17, 96, 6, 5, 128, 3, 2, 1}, {1, 216, 30, 30, 136, 1, 1, 0}, {4, 512, 7, 7, 512, 3, 1, 1},
+}
+
+-- How an image is cut: a slice of channels at a time, all of it at once and split beside products, a few rows or several images in a task;
+-- more taps than a chain has runs, blocks of the result without a second, a last tile with one pixel.
+local cuts = {
+  {1, 1056, 9, 9, 272, 1, 1, 0}, {1, 200, 23, 21, 176, 1, 1, 0}, {2, 96, 40, 41, 48, 3, 2, 1}, {5, 160, 13, 11, 144, 2, 1, 0},
+  {2, 64, 33, 31, 80, 7, 2, 3}, {3, 1024, 14, 14, 80, 1, 2, 0}, {18, 288, 5, 4, 112, 3, 2, 1}, {1, 512, 7, 7, 528, 3, 1, 1},
 }
 
 local function normal(...) return resin.randn({...}) end
@@ -107,6 +115,24 @@ describe("convolutions by split products", function()
       m.x, m.g = m.x * 1e-28, m.g * 1e-28
       m.w = m.w * 1e-5
       both()
+    end)
+  end
+
+  for _, case in ipairs(cuts) do
+    it("give the same on any number of threads, and what the plain op gives: " .. name_of(case), function()
+      local m = make(case, normal)
+      m.bias, m.residual = normal(m.o), normal(case[1], m.o, m.oh, m.ow)
+      local threads, first = resin.get_num_threads(), nil
+      for n = 1, 3 do
+        resin.set_num_threads(n)
+        local now = {forward(m, {act = "relu"}), packed(m), data(m)}
+        first = first or now
+        for i, t in ipairs(now) do assert.is_true(samples.difference(first[i], t) == 0, n .. " threads: " .. i) end
+      end
+      resin.set_num_threads(threads)
+      same(first[1], highest(function() return forward(m, {act = "relu"}) end))
+      same(first[2], highest(function() return packed(m) end))
+      same(first[3], highest(function() return data(m) end))
     end)
   end
 end)
