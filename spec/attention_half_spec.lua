@@ -116,6 +116,27 @@ describe("attention in bf16 programs", function()
     assert.is_not_nil(g)
   end)
 
+  it("takes nothing at all: no batch, no heads, no queries, no keys, no features", function()
+    for _, shape in ipairs { { 0, 2, 8, 16 }, { 4, 0, 64, 16 }, { 4, 2, 0, 16 }, { 0, 64, 64 }, { 2, 0, 0, 0 }, { 8, 64, 0 } } do
+      local n = #shape
+      local keys = { unpack(shape) }
+      keys[n - 1] = 64
+      for _, size in ipairs { shape, keys } do
+        local q, kv = resin.zeros(shape), resin.zeros(size)
+        local function attend(a, b) return F.scaled_dot_product_attention(a, b, b) end
+        local y = resin.compile(attend, { precision = "bf16" })(q, kv)
+        assert.same(shape, y.shape)
+        local leaf = q:detach():requires_grad_(true)
+        resin.compile(function(a, b)
+          local loss = attend(a, b):sum()
+          loss:backward()
+          return loss
+        end, { precision = "bf16" })(leaf, kv)
+        assert.same(shape, leaf.grad.shape)
+      end
+    end
+  end)
+
   it("reads operands as they lie", function()
     local x = rounded { 4, 100, 3, 2, 32 }
     local function split(t) return t:select(3, 1):transpose(2, 3), t:select(3, 2):transpose(2, 3), t:select(3, 3):transpose(2, 3) end

@@ -30,6 +30,23 @@ describe("save and load", function()
     assert.same(first:eval()(x):totable(), second:eval()(x):totable())
   end)
 
+  it("refuse a tensor that has no values", function()
+    for _, n in ipairs { 3, 3000000 } do
+      resin.save(path, { k = resin.ones(2) })
+      local kept
+      resin.compile(function(x)
+        kept = x * 2
+        return kept + 1
+      end)(resin.ones(n))
+      for _, t in ipairs { kept, kept:detach() } do
+        local ok, message = pcall(resin.save, path, { a = resin.ones(2), k = t })
+        assert.is_false(ok)
+        assert.truthy(message:find("tensor \"k\" was made while a program was recorded, so it has a shape but no values", 1, true), message)
+      end
+      assert.same({ 1, 1 }, resin.load(path).k:totable())      -- the file that was there still is
+    end
+  end)
+
   it("say what is wrong, at the user's line", function()
     local function fails(text, ...)
       local ok, message = pcall(...)

@@ -242,14 +242,14 @@ RS_API void      rs_workspace_release(rs_workspace *w);
 RS_API double    rs_workspace_bytes(const rs_workspace *w);
 /* What was computed from bindings alone is computed again by the next run. Needed only after writing through rs_tensor_data. */
 RS_API void      rs_workspace_refresh(rs_workspace *w);
-/* Would a run accept these inputs, and are gradients as they were when p was recorded? No message. */
 RS_API int       rs_program_writes_inputs(const rs_program *p);     /* does a run write into an argument in place? */
+/* Would a run accept these inputs, and are gradients as they were when p was recorded? No message. */
 RS_API int       rs_program_fits(const rs_program *p, rs_tensor *const *inputs, int nin);
 /* Is t a binding of p, other than a gradient that belongs to its parameter? For a host that frees a tensor that p still holds. */
 RS_API int       rs_program_reads(const rs_program *p, const rs_tensor *t);
 RS_API int       rs_tensor_was_recorded(const rs_tensor *t);        /* has a recording ever met it? */
 /* Runs p: no allocation (but for the first run after a call, which gave its results away), no lock. outputs[i] receives a tensor
-   owned by the workspace, overwritten by its next run. */
+   owned by the workspace, overwritten by its next run and refused as an input of it. */
 RS_API rs_status rs_program_run(const rs_program *p, rs_workspace *w, rs_tensor *const *inputs, int nin,
                                 rs_tensor **outputs, int nout);
 /* The same with outputs that are the caller's: the next run makes itself new ones. Only the second of two that share memory and

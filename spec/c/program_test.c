@@ -68,6 +68,76 @@ static void a_program_that_writes_its_input_refuses_aliases(void) {
   rs_workspace_release(w), rs_program_release(p);
 }
 
+static void a_run_refuses_what_its_last_run_left(void) {
+  rs_tensor *x = make(RS_F32, 1, 4, 0, 1), *y = NULL, *z = NULL, *view = NULL, *copy = NULL;
+  rs_program *p = record_double(x);
+  rs_workspace *w = NULL, *other = NULL;
+  double values[4];
+  ENSURE(p != NULL);
+  ENSURE_OK(rs_workspace_create(ctx, p, &w));
+  ENSURE_OK(rs_program_run(p, w, &x, 1, &y, 1));
+  ENSURE_STATUS(rs_program_run(p, w, &y, 1, &z, 1), RS_ERR_ARG);
+  ENSURE_HAS(rs_last_error(), "input 0 is result 0");
+  ENSURE_HAS(rs_last_error(), "rs_program_call");
+  ENSURE_STATUS(rs_program_call(p, w, &y, 1, &z, 1), RS_ERR_ARG);
+  ENSURE_STATUS(rs_program_begin(p, w, &y, 1), RS_ERR_ARG);
+  ENSURE_OK(rs_tensor_detach(ctx, y, &view));
+  ENSURE_STATUS(rs_program_run(p, w, &view, 1, &z, 1), RS_ERR_ARG);
+  ENSURE_OK(rs_tensor_read(ctx, y, values));      /* nothing ran */
+  ENSURE_NUM(values[3], 8);
+  ENSURE_OK(rs_workspace_create_beside(ctx, p, w, &other));
+  ENSURE_OK(rs_program_run(p, other, &y, 1, &z, 1));
+  ENSURE_OK(rs_tensor_read(ctx, z, values));
+  ENSURE_NUM(values[3], 16);
+  rs_tensor_release(z);
+  ENSURE_OK(rs_copy(ctx, y, &copy));
+  ENSURE_OK(rs_program_run(p, w, &copy, 1, &z, 1));
+  ENSURE_OK(rs_tensor_read(ctx, z, values));
+  ENSURE_NUM(values[3], 16);
+  rs_tensor_release(y), rs_tensor_release(z), rs_tensor_release(view), rs_tensor_release(copy);
+  ENSURE_OK(rs_program_call(p, w, &x, 1, &y, 1)); /* the caller's: may come back */
+  for (int i = 0; i < 3; i++) {
+    ENSURE_OK(rs_program_call(p, w, &y, 1, &z, 1));
+    rs_tensor_release(y), y = z;
+  }
+  ENSURE_OK(rs_tensor_read(ctx, y, values));
+  ENSURE_NUM(values[0], 16);
+  rs_tensor_release(x), rs_tensor_release(y);
+  rs_workspace_release(w), rs_workspace_release(other), rs_program_release(p);
+}
+
+/* Of a tensor that was made while a program was recorded there is only the form: whoever wants its values is refused. */
+static void what_has_no_values_is_refused(void) {
+  rs_tensor *x = make(RS_F32, 1, 4, 0, 1), *kept = NULL, *y = NULL, *leaf = make(RS_F32, 1, 4, 0, 1), *loss = NULL, *z = NULL;
+  rs_program *p = NULL;
+  rs_workspace *w = NULL;
+  double values[4] = {0};
+  const char *const names[1] = {"kept"};
+  ENSURE_OK(rs_trace_begin(ctx, &x, 1));
+  ENSURE_OK(rs_add(ctx, x, x, NULL, &kept));
+  ENSURE_OK(rs_add(ctx, kept, x, NULL, &y));
+  ENSURE_OK(rs_trace_end(ctx, &y, 1, &p));
+  ENSURE_OK(rs_workspace_create(ctx, p, &w));
+  ENSURE(rs_tensor_data(kept) == NULL);
+  ENSURE_STATUS(rs_tensor_item(ctx, kept, values), RS_ERR_STATE);
+  ENSURE_STATUS(rs_tensor_read(ctx, kept, values), RS_ERR_STATE);
+  ENSURE_STATUS(rs_tensor_write(ctx, kept, values), RS_ERR_STATE);
+  ENSURE_STATUS(rs_tensor_set_data(ctx, leaf, kept), RS_ERR_STATE);
+  ENSURE_STATUS(rs_file_save(ctx, "/nowhere/kept", names, &kept, 1, NULL, NULL, 0), RS_ERR_STATE);
+  ENSURE_HAS(rs_last_error(), "\"kept\"");
+  ENSURE_HAS(rs_last_error(), "no values");
+  ENSURE_STATUS(rs_program_run(p, w, &kept, 1, &z, 1), RS_ERR_STATE);
+  ENSURE_STATUS(rs_program_begin(p, w, &kept, 1), RS_ERR_STATE);
+  ENSURE_STATUS(rs_add(ctx, kept, x, NULL, &z), RS_ERR_STATE);
+  ENSURE_OK(rs_tensor_set_requires_grad(ctx, leaf, 1));
+  ENSURE_STATUS(rs_tensor_set_grad(ctx, leaf, kept), RS_ERR_STATE);
+  ENSURE_OK(rs_add(ctx, leaf, leaf, NULL, &loss));
+  ENSURE_STATUS(rs_backward(ctx, loss, kept, 0), RS_ERR_STATE);
+  ENSURE_STATUS(rs_grad(ctx, loss, kept, &leaf, 1, 0, &z), RS_ERR_STATE);
+  rs_tensor_release(loss), rs_tensor_release(leaf), rs_tensor_release(kept), rs_tensor_release(y), rs_tensor_release(x);
+  rs_workspace_release(w), rs_program_release(p);
+}
+
 static void a_failed_op_spoils_the_recording_cleanly(void) {
   rs_tensor *x = make(RS_F32, 2, 3, 4, 0);
   const double before = rs_ctx_stats(ctx)->live_blocks;
@@ -369,6 +439,8 @@ int main(void) {
   if (rs_ctx_create(NULL, &ctx) != RS_OK) return 1;
   RUN(arguments_must_have_the_recorded_form);
   RUN(a_program_that_writes_its_input_refuses_aliases);
+  RUN(a_run_refuses_what_its_last_run_left);
+  RUN(what_has_no_values_is_refused);
   RUN(a_failed_op_spoils_the_recording_cleanly);
   RUN(a_context_may_go_while_it_records);
   RUN(a_run_may_go_in_steps);

@@ -443,6 +443,8 @@ static rs_status differentiate(rs_ctx *ctx, rs_tensor *root, rs_tensor *grad, in
   RSI_CHECK(root->node, RS_ERR_GRAD,
             "backward: this tensor does not depend on anything that requires a gradient (set requires_grad on a leaf, and do "
             "not compute it under no_grad)");
+  RSI_CHECK(!grad || !(grad->flags & RSI_PHANTOM) || ctx->trace || ctx->paused, RS_ERR_STATE,
+            "backward: the gradient was made while a program was recorded, so it has no values");
   rs_walk w;
   rs_tensor *start = NULL;
   grad_init(&w.g, ctx);

@@ -219,6 +219,8 @@ rs_status rs_tensor_set_grad(rs_ctx *ctx, rs_tensor *t, rs_tensor *grad) {
               rsi_text(t));
     RSI_CHECK(grad->dtype == t->dtype, RS_ERR_DTYPE, "grad: a gradient of dtype %s for a tensor of dtype %s",
               rs_dtype_name(grad->dtype), rs_dtype_name(t->dtype));
+    RSI_CHECK(!(grad->flags & RSI_PHANTOM) || ctx->trace || ctx->paused, RS_ERR_STATE,
+              "grad: the gradient was made while a program was recorded, so it has no values");
   }
   if (rsi_unlikely(ctx->trace != NULL)) RSI_TRY(rsi_trace_leaf(ctx, t->node, true));
   if (grad) rs_tensor_retain(grad);

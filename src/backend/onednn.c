@@ -132,21 +132,24 @@ static void drop(rsi_onednn *t, entry *e) {
   entry_free(e);
 }
 
-entry *rsi_onednn_take(rsi_onednn *t, const rsi_conv_call *call) {
-  const unsigned bucket = bucket_of(call);
+entry *rsi_onednn_take(rsi_onednn *t, const rsi_conv_call *asked) {
+  rsi_conv_call call = *asked;
+  call.act = RSI_CONV_NO_ACT;                /* it follows the primitive: activate in onednn_conv.c */
+  if (call.residual == RSI_CONV_COPIED) call.residual = RSI_CONV_IN_PLACE;   /* the run copies it */
+  const unsigned bucket = bucket_of(&call);
   pthread_mutex_lock(&t->mutex);
-  entry *e = find(t, call, bucket);
+  entry *e = find(t, &call, bucket);
   if (e == NULL) {
     pthread_mutex_unlock(&t->mutex);       /* making one takes long: others need not wait */
     entry *const fresh = calloc(1, sizeof *fresh);
     if (fresh == NULL) return NULL;
-    fresh->key = *call;
+    fresh->key = call;
     if (!rsi_onednn_make(t, fresh)) {
       entry_free(fresh);
       return NULL;
     }
     pthread_mutex_lock(&t->mutex);
-    e = find(t, call, bucket);
+    e = find(t, &call, bucket);
     if (e != NULL) {
       entry_free(fresh);
     } else {

@@ -149,8 +149,8 @@ struct rsi_onednn {
 /* While a thread makes or runs primitives, oneDNN finds that it may use this thread only. Returns what to give back after. */
 int  rsi_onednn_alone(void);
 void rsi_onednn_not_alone(int former);
-/* Takes a reference to the entry of a call, made now if need be; NULL when there is no memory for it. */
-entry *rsi_onednn_take(rsi_onednn *t, const rsi_conv_call *call);
+/* Takes a reference to the entry of a call (its act left out), made now if need be; NULL when there is no memory for it. */
+entry *rsi_onednn_take(rsi_onednn *t, const rsi_conv_call *asked);
 void   rsi_onednn_give(rsi_onednn *t, entry *e);
 /* An idle argument set of a piece, or a new one. */
 dnnl_status_t rsi_onednn_arguments(rsi_onednn *t, piece *p, arguments **out);

@@ -5,14 +5,19 @@
 #ifdef RSI_WITH_ONEDNN
 
 #include "base/lanes.h"
+#include "kernels/elementwise.h"
+#include "kernels/kernels.h"
+#include <math.h>
 #include <stdlib.h>
 
 /* One call. */
 typedef struct run {
+  const rsi_exec *x;
   rsi_onednn *table;
   entry      *entry;
   char       *data[OPERANDS];
   const char *bias, *residual;
+  int64_t     act;
   char       *shared;            /* the shared operand in the primitive's layout, or the partial sums */
   _Atomic int status;            /* the first failure */
 } run;
@@ -88,6 +93,44 @@ static dnnl_status_t lay_residual(const run *r, const piece *p, arguments *a, in
   return dnnl_success;
 }
 
+/* Eight bf16: what is below 0 becomes 0, what is above 6 becomes 6 (act RELU6), a NaN stays. */
+typedef int16_t halves __attribute__((vector_size(16), aligned(2), may_alias));
+enum { HALVES = 8, HALF_INFINITY = 0x7f80, HALF_SIX = 0x40c0 };
+
+static inline halves activated(halves v, int16_t most) {
+  const halves number = (v & 0x7fff) <= (int16_t)HALF_INFINITY, over = number & (v > most);
+  v = (v & ~over) | (most & over);
+  return v & ~(number & (v < 0));
+}
+
+static void activate_bf16(int64_t n, char *at, int64_t act) {
+  const int16_t most = act == RSI_CONV_RELU6 ? HALF_SIX : HALF_INFINITY;
+  int64_t i = 0;
+  for (; i + HALVES <= n; i += HALVES) {
+    halves *const v = (halves *)(void *)at + i / HALVES;
+    *v = activated(*v, most);
+  }
+  halves rest = {0};
+  memcpy(&rest, at + 2 * i, (size_t)(2 * (n - i)));
+  rest = activated(rest, most);
+  memcpy(at + 2 * i, &rest, (size_t)(2 * (n - i)));
+}
+
+/* ReLU or ReLU6 of a slice of y, from `at` on, while it is in the cache. oneDNN's own make a number of a NaN. */
+static void activate(const run *r, const piece *p, char *at) {
+  const rsi_conv_call *const k = &r->entry->key;
+  const int64_t channels = k->s.o, block = k->y_block, pixels = p->s.oh * k->s.ow, image = (channels + block - 1) / block * block * pixels;
+  const bool whole = p->s.o == channels, nhwc = block >= channels;
+  const int64_t runs = whole ? 1 : nhwc ? p->s.n * pixels : p->s.n, step = nhwc ? block : image;
+  const int64_t n = whole ? p->s.n * image : nhwc ? p->s.o : (p->s.o + block - 1) / block * block * pixels;
+  const rsi_row_fn clamp = r->x->k->elementwise->unary[RSI_U_CLAMP][RS_F32];
+  const double range[2] = {0, r->act == RSI_CONV_RELU6 ? 6 : (double)INFINITY};
+  for (int64_t i = 0; i < runs; i++) {
+    if (k->y_dtype == RS_BF16) activate_bf16(n, at + 2 * i * step, r->act);
+    else clamp(n, (char *const[]){at + 4 * i * step, at + 4 * i * step}, (const int64_t[]){sizeof(float), sizeof(float)}, range);
+  }
+}
+
 /* Slice number `task`: reorders what is its own, runs the primitive, reorders the result. */
 static dnnl_status_t run_slice(run *r, piece *p, arguments *a, int64_t task, char *scratch) {
   static const int names[3][OPERANDS] = {[RSI_CONV_FORWARD] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST},
@@ -131,7 +174,9 @@ static dnnl_status_t run_slice(run *r, piece *p, arguments *a, int64_t task, cha
     args[n++] = (dnnl_exec_arg_t){DNNL_ARG_SCRATCHPAD, a->pad};
   }
   DNNL_TRY(dnnl_primitive_execute(p->conv, r->table->stream, n, args));
-  return p->op[out].same || e->partial ? dnnl_success : reorder(r, p, a, out, true, given[out], used[out], next);
+  if (!p->op[out].same && !e->partial) DNNL_TRY(reorder(r, p, a, out, true, given[out], used[out], next));
+  if (r->act != RSI_CONV_NO_ACT) activate(r, p, given[out]);
+  return dnnl_success;
 }
 
 static void slice_task(void *arg, int64_t task, void *scratch) {
@@ -242,12 +287,22 @@ static bool is_broken(const rsi_conv_call *k) {
 
 bool rsi_onednn_conv_accepts(rsi_onednn *t, const rsi_conv_call *k) { return !is_broken(k) && is_usable(t, k); }
 
-size_t rsi_onednn_conv_scratch(rsi_onednn *t, const rsi_conv_call *k, int threads) {
+static size_t scratch_of(rsi_onednn *t, const rsi_conv_call *k, int threads) {
   entry *const e = rsi_onednn_take(t, k);
   if (e == NULL) return 0;       /* the run will not find it either */
   const size_t bytes = e->shared_bytes + (size_t)rsi_lane_count(threads, e->slices) * e->lane_bytes;
   rsi_onednn_give(t, e);
   return bytes;
+}
+
+/* Enough wherever the residual will lie: a program is planned before anyone knows. */
+size_t rsi_onednn_conv_scratch(rsi_onednn *t, const rsi_conv_call *k, int threads) {
+  const size_t bytes = scratch_of(t, k, threads);
+  if (!k->residual) return bytes;
+  rsi_conv_call other = *k;
+  other.residual = k->residual == RSI_CONV_APART ? RSI_CONV_IN_PLACE : RSI_CONV_APART;
+  const size_t more = scratch_of(t, &other, threads);
+  return bytes > more ? bytes : more;
 }
 
 static rs_status finish(rsi_onednn *t, entry *e, dnnl_status_t status) {
@@ -268,8 +323,8 @@ rs_status rsi_onednn_conv_run(const rsi_exec *x, const rsi_conv_call *k, const r
   if (!e->usable) return finish(x->onednn, e, dnnl_unimplemented);
   if (scratch == NULL && e->shared_bytes + e->lane_bytes > 0)
     return finish(x->onednn, e, dnnl_out_of_memory);                   /* there was none to find its size */
-  run r = {.table = x->onednn, .entry = e, .data = {data->x, data->w, data->y}, .bias = data->bias, .residual = data->residual,
-           .shared = scratch};
+  run r = {.x = x, .table = x->onednn, .entry = e, .data = {data->x, data->w, data->y}, .bias = data->bias,
+           .residual = data->residual, .act = k->act, .shared = scratch};
   if (k->packed && r.bias == NULL) r.bias = (const char *)data->w + packed_bytes(e);
   const bool packed_shared = e->shared == W && k->packed;
   if (e->shared >= 0 && !e->partial && !packed_shared && !e->piece[0].op[e->shared].same) prepare_shared(&r, x->pool);

@@ -31,7 +31,7 @@ static bool winograd_possible(const rsi_conv_call *k) {
   const rsi_conv_shape *const s = &k->s;
   return s->kh == 3 && s->kw == 3 && s->sh == 1 && s->sw == 1 && s->dh == 1 && s->dw == 1 && s->ph <= 1 && s->pw <= 1 &&
          s->groups == 1 && s->c >= WINOGRAD_CHANNELS && s->o >= WINOGRAD_CHANNELS && s->c % 16 == 0 && s->o % 16 == 0 &&
-         !in_bf16(k) && !k->exact && k->act != RSI_CONV_RELU6;
+         !in_bf16(k) && !k->exact;
 }
 
 static int64_t tiles(const rsi_conv_shape *s) { return divide_up(s->oh, 4) * divide_up(s->ow, 4); }
@@ -362,17 +362,13 @@ static dnnl_status_t adopt(rsi_onednn *t, const entry *e, const wishes *wish, pi
 
 /* y: how y lies, if the residual is to be read from a place of its own (apart); otherwise it lies in y already. */
 static dnnl_status_t fill_post_ops(const rsi_conv_call *k, const md *y, dnnl_post_ops_t ops) {
-  const dnnl_alg_kind_t act = k->act == RSI_CONV_RELU ? dnnl_eltwise_relu : dnnl_eltwise_clip;
-  const float most = k->act == RSI_CONV_RELU6 ? 6.0f : 0.0f;
-  if (k->residual && y != NULL) DNNL_TRY(dnnl_post_ops_append_binary(ops, dnnl_binary_add, ref(y)));
+  if (!k->residual) return dnnl_success;
+  if (y != NULL) return dnnl_post_ops_append_binary(ops, dnnl_binary_add, ref(y));
 #if DNNL_VERSION_MAJOR >= 3
-  if (k->residual && y == NULL) DNNL_TRY(dnnl_post_ops_append_sum(ops, 1.0f, 0, dnnl_data_type_undef));
-  if (k->act != RSI_CONV_NO_ACT) DNNL_TRY(dnnl_post_ops_append_eltwise(ops, act, 0.0f, most));
+  return dnnl_post_ops_append_sum(ops, 1.0f, 0, dnnl_data_type_undef);
 #else
-  if (k->residual && y == NULL) DNNL_TRY(dnnl_post_ops_append_sum(ops, 1.0f));
-  if (k->act != RSI_CONV_NO_ACT) DNNL_TRY(dnnl_post_ops_append_eltwise(ops, 1.0f, act, 0.0f, most));
+  return dnnl_post_ops_append_sum(ops, 1.0f);
 #endif
-  return dnnl_success;
 }
 
 static dnnl_status_t post_ops(const rsi_conv_call *k, const md *y, dnnl_primitive_attr_t *out) {

@@ -307,6 +307,8 @@ static rs_status describe_tensor(const char *path, json_t *header, const char *n
   RSI_CHECK(strcmp(name, "__metadata__") != 0, RS_ERR_ARG, "%s: \"__metadata__\" cannot be the name of a tensor", path);
   RSI_CHECK(!json_object_get(header, name), RS_ERR_ARG, "%s: the name \"%.*s\" is given to two tensors", path, NAME_SHOWN, name);
   RSI_CHECK(t, RS_ERR_ARG, "%s: tensor \"%.*s\" is missing", path, NAME_SHOWN, name);
+  RSI_CHECK(!(t->flags & RSI_PHANTOM), RS_ERR_STATE, "%s: tensor \"%.*s\" was made while a program was recorded, so it has a shape but no "
+            "values; only what the recorded function returns has values", path, NAME_SHOWN, name);
   json_t *const info = json_object(), *const shape = json_array(), *const offsets = json_array();
   bool made = info && shape && offsets;
   const int64_t begin = *at;

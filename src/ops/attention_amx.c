@@ -113,7 +113,7 @@ static size_t lay_out(const plan *p, bool backward, char *base, room *r) {
 
 /* ---- the plan ---------------------------------------------------------------------------------------------------------- */
 
-/* From descriptors alone; o is the shape of the result. */
+/* From descriptors alone; o is the shape of the result. Without heads or rows there is nothing to group. */
 static void make_plan(plan *p, const rsi_call *c, int first, const rsi_desc *o, bool backward) {
   const rs_tensor *const k = c->in[first + RSI_ATTENTION_K];
   *p = (plan){.x = c->x, .t = c->x->k->attention->tiles, .a = c->attrs, .nlead = o->ndim - 2, .heads = 1, .tq = o->shape[o->ndim - 2],
@@ -124,7 +124,7 @@ static void make_plan(plan *p, const rsi_call *c, int first, const rsi_desc *o, 
   p->dvp = whole(p->dv);
   p->rows = smaller(ROWS, whole(p->tq));
   p->columns = smaller(COLUMNS, p->tkp);
-  p->groups = backward || p->heads >= TASKS ? 1 : smaller(parts(TASKS, p->heads), parts(p->tq, p->rows));
+  p->groups = backward || p->heads >= TASKS || p->heads == 0 || p->tq == 0 ? 1 : smaller(parts(TASKS, p->heads), parts(p->tq, p->rows));
   room r;
   p->bytes = lay_out(p, backward, NULL, &r);
 }

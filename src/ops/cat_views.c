@@ -52,6 +52,7 @@ static rs_status cat_views_run(const rsi_call *c) {
   const rs_tensor *const out = c->out[0];
   const size_t item = rsi_item_size(out);
   char *to = out->data;
+  if (out->numel == 0) return RS_OK;
   for (int i = 0; i < c->nin; i++) {
     rs_tensor *const part = c->in[i];
     rs_tensor there = {.dtype = out->dtype, .ndim = part->ndim, .numel = part->numel, .data = to};   /* the part's place in the result */

@@ -149,8 +149,8 @@ static void wide_product(const rsi_exec *x, const rsi_half *h, char *scratch) {
 
 /* ---- the choice ------------------------------------------------------------------------------------------------------ */
 
-/* Few rows with packed weights are bound by reading these, which plain vectors do as well. */
-static bool by_amx(const rsi_exec *x, const rsi_half *h) { return rsi_half_native(x) && (!h->packed || h->m > 4); }
+/* Few rows with packed weights are bound by reading these, which plain vectors do as well. Tiles have something to sum. */
+static bool by_amx(const rsi_exec *x, const rsi_half *h) { return rsi_half_native(x) && (!h->packed || h->m > 4) && h->k > 0; }
 
 size_t rsi_half_scratch(const rsi_exec *x, const rsi_half *h) {
   if (h->m == 0 || h->n == 0) return 0;

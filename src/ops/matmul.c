@@ -26,6 +26,7 @@ typedef struct plan {
   const void *a, *b;
   rsi_gemm_end end;                       /* of a product; what is NULL or none in it costs nothing */
   const void *bias;                       /* [n] with a stride of its own, put into the result first; or NULL */
+  bool    biased;                         /* there is one, here or in `end`; its data may not be there yet */
   void   *out;                            /* [batch, m, n], rows ldc elements apart */
   int     dtype, beta;                    /* beta: added to what is there */
   int64_t ldc, bias_stride;
@@ -74,6 +75,7 @@ static void operands_of_linear(plan *p, const rsi_call *c) {
   const int nx = x->ndim;
   p->a = x->data;
   p->b = w->data;
+  p->biased = c->in[2] != NULL;
   if (c->in[2] && c->in[2]->strides[0] == 1) p->end.bias = c->in[2]->data;
   else if (c->in[2]) p->bias = c->in[2]->data, p->bias_stride = c->in[2]->strides[0];
   p->k = x->shape[nx - 1];
@@ -272,7 +274,7 @@ static rsi_half half_of(const plan *p, bool narrow) {
 }
 
 /* A bias is turned into f32 in front of the scratch memory of the product. */
-static size_t bias_bytes(const plan *p) { return p->bias || p->end.bias ? rsi_lane_round((size_t)p->n * sizeof(float)) : 0; }
+static size_t bias_bytes(const plan *p) { return p->biased ? rsi_lane_round((size_t)p->n * sizeof(float)) : 0; }
 
 static void run_half(const rsi_exec *x, const plan *p, bool narrow, void *scratch) {
   rsi_half h = half_of(p, narrow);

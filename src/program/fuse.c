@@ -100,3 +100,9 @@ int64_t rsi_value_numel(const rs_program *p, int id) {
   for (int i = 0; i < d->ndim; i++) n *= d->shape[i];
   return n;
 }
+
+int rsi_addend(const rs_program *p, const rsi_instr *i, int id) {
+  if (i->op != &rsi_op_add || i->inplace || i->nin < 2 || i->ids[0] < 0 || i->ids[1] < 0 || rsi_attr_float(i, "alpha") != 1.0) return -1;
+  const int other = i->ids[0] == id ? i->ids[1] : i->ids[0];
+  return other != id && rsi_same_form(p, other, id) && rsi_value_is_contiguous(p, other) ? other : -1;
+}

@@ -29,5 +29,7 @@ bool      rsi_may_move(const rs_program *p, int k, int where, int pass);
 bool      rsi_same_form(const rs_program *p, int a, int b);            /* dtype and shape */
 bool      rsi_value_is_contiguous(const rs_program *p, int id);
 int64_t   rsi_value_numel(const rs_program *p, int id);
+/* Is the instruction, which reads value `id`, the sum of it and a contiguous tensor of its form? Then that one, else -1. */
+int       rsi_addend(const rs_program *p, const rsi_instr *i, int id);
 
 #endif

@@ -35,16 +35,6 @@ static rsi_act act_of(const rsi_instr *i) {
 
 static int result_of(const rsi_instr *i) { return i->ids[i->nin]; }
 
-/* Is instruction k the sum of value `id` and another tensor of its form, whole and contiguous? Then that one, else -1. */
-static int addend(const linear *l, int k, int id) {
-  const rsi_instr *const i = &l->p->instrs[k];
-  if (i->op != &rsi_op_add || i->inplace || i->nin < 2 || i->ids[0] < 0 || i->ids[1] < 0) return -1;
-  if (rsi_attr_float(i, "alpha") != 1.0) return -1;
-  const int other = i->ids[0] == id ? i->ids[1] : i->ids[0];
-  if (other == id || !rsi_same_form(l->p, other, id) || !rsi_value_is_contiguous(l->p, other)) return -1;
-  return other;
-}
-
 /* Is instruction k the sum of a matrix and value `id`, in place? Then the matrix, else -1. */
 static int grown(const linear *l, int k, int id) {
   const rsi_instr *const i = &l->p->instrs[k];
@@ -89,7 +79,7 @@ static void find_group(linear *l, int k) {
   }
   next = rsi_only_reader(p, &l->f, &l->u, value);
   if (next > g.at && l->tail[next] == -1 && rsi_may_move(p, k, next, result_of(i))) {
-    g.residual = addend(l, next, value);
+    g.residual = rsi_addend(p, &p->instrs[next], value);
     if (g.residual < 0 && !map && p->values[i->ids[0]].desc.ndim == 2) {
       g.residual = grown(l, next, value);
       g.grows = g.residual >= 0;

@@ -25,26 +25,20 @@ static bool contiguous(const norms *n, const rsi_instr *i) {
   return true;
 }
 
-/* Is it the sum of value `id` and another tensor of its form? Then that one, else -1. */
-static int addend(const norms *n, const rsi_instr *i, int id) {
-  if (i->op != &rsi_op_add || i->inplace || i->nin < 2 || i->ids[0] < 0 || i->ids[1] < 0 || rsi_attr_float(i, "alpha") != 1.0) return -1;
-  const int other = i->ids[0] == id ? i->ids[1] : i->ids[0];
-  return other != id && rsi_same_form(n->p, other, id) && contiguous(n, i) ? other : -1;
-}
-
 /* The sum before the norm: whatever else reads it, it is made there. */
 static int sum_before(const norms *n, const rsi_instr *i) {
   const int x = i->ids[0], def = rsi_is_plain(n->p, &n->f, x) ? n->f.def[x] : -1;
   if (def < 0 || n->role[def] != -1) return -1;
   const rsi_instr *const sum = at(n, def);
-  return sum->op == &rsi_op_add && sum->nin == 2 && sum->ids[0] >= 0 && sum->ids[1] >= 0 && addend(n, sum, sum->ids[0]) >= 0 &&
-         rsi_same_form(n->p, sum->ids[0], x) ? def : -1;
+  if (rsi_addend(n->p, sum, sum->ids[0]) < 0 || !rsi_value_is_contiguous(n->p, sum->ids[0])) return -1;
+  return rsi_same_form(n->p, sum->ids[0], x) ? def : -1;
 }
 
 static void find_forward(norms *n, int k, group *g) {
   const rsi_instr *const i = at(n, k);
   const int y = i->ids[i->nin], next = rsi_only_reader(n->p, &n->f, &n->u, y);
-  if (next > k && n->role[next] == -1 && (g->residual = addend(n, at(n, next), y)) >= 0 && rsi_may_move(n->p, k, next, y)) {
+  if (next > k && n->role[next] == -1) g->residual = rsi_addend(n->p, at(n, next), y);
+  if (g->residual >= 0 && rsi_may_move(n->p, k, next, y)) {
     g->after = g->at = next;
     return;
   }
@@ -64,7 +58,7 @@ static void find_backward(norms *n, int k, group *g) {
     next = rsi_only_reader(n->p, &n->f, &n->u, value);
   }
   if (next <= g->at || n->role[next] != -1) return;
-  g->residual = addend(n, at(n, next), value);
+  g->residual = rsi_addend(n->p, at(n, next), value);
   if (g->residual >= 0 && rsi_may_move(n->p, k, next, i->ids[i->nin])) g->after = g->at = next;
   else g->residual = -1;
 }

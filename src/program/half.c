@@ -14,8 +14,8 @@ typedef struct half {
   rsi_facts   f;
   rsi_instr  *was;             /* [nold] the instructions as they were, also those that were kept (moved) already */
   int        *narrow;          /* [nmap] the bf16 twin of a value; -1 */
-  int         *when;            /* [nmap] the instruction for which that was made */
-  int          k;               /* the instruction at hand */
+  int        *when;            /* [nmap] the instruction for which that was made */
+  int         k;               /* the instruction at hand */
   const bool *fixed;           /* [nmap] of bases */
 } half;
 

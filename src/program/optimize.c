@@ -14,7 +14,7 @@ static const pass passes[] = {
   {"layout", rsi_pass_layout},
   {"expand", rsi_pass_expand},
   {"half", rsi_pass_half},
-  {"tidy", rsi_pass_clean},
+  {"tidy", rsi_pass_clean},            /* again: layout and half made casts and reorders twice, and left some that nobody reads */
   {"casts", rsi_pass_casts},
   {"join", rsi_pass_join},
   {"narrow", rsi_pass_narrow},

@@ -341,6 +341,20 @@ static rs_status check_apart(const rs_program *p, rs_tensor *const *inputs, int 
   return RS_OK;
 }
 
+/* A result that a run left in the workspace is written by the next one, maybe before it is read. After a call there is none. */
+static rs_status check_results(const rs_workspace *w, rs_tensor *const *inputs) {
+  const rs_program *const p = w->program;
+  for (int j = 0; j < p->noutputs; j++) {
+    const int id = rsi_base_of(p, p->outputs[j]);
+    const rs_tensor *const t = w->tensors[id];
+    if (!t || p->values[id].kind != RSI_V_TEMP) continue;
+    for (int i = 0; i < p->ninputs; i++)
+      RSI_CHECK(inputs[i]->storage != t->storage, RS_ERR_ARG, "program: input %d is result %d of this workspace's last run, which the next run "
+                "overwrites; clone it, or use rs_program_call, whose results are the caller's", i + w->ctx->x.base, j + w->ctx->x.base);
+  }
+  return RS_OK;
+}
+
 static rs_status check_bound(const rs_workspace *w) {
   for (int b = 0; b < w->nbound; b++) {
     const rsi_value *const v = &w->program->values[w->bound[b]];
@@ -447,6 +461,7 @@ static rs_status begin(rs_workspace *w, rs_tensor *const *inputs) {
       return rsi_fail(RS_ERR_STATE, "program: input %d was made while a program was recorded, so it has no values", i + base);
     else if (rsi_unlikely(!has_form(&p->values[i], inputs[i]))) return wrong_form(&p->values[i], inputs[i], "input", i + base);
   if (p->writes_inputs) RSI_TRY(check_apart(p, inputs, base));
+  RSI_TRY(check_results(w, inputs));
   RSI_CHECK(p->exact == w->ctx->x.exact, RS_ERR_STATE, "program: the precision was changed since it was recorded; record again");
   RSI_TRY(check_bound(w));
   RSI_CHECK(wants_fit(p, inputs), RS_ERR_STATE, "program: other tensors want gradients than when it was recorded; record again");
