@@ -175,6 +175,7 @@ RS_API rs_walk  *rs_suspended_walk(rs_ctx *ctx);
 RS_API rs_status rs_walk_state(rs_walk *walk, rs_tensor **token, rs_tensor **grad);
 RS_API rs_status rs_walk_resume(rs_walk *walk, rs_tensor *const *grads, int n);
 RS_API void      rs_walk_cancel(rs_walk *walk);
+RS_API rs_status rs_tensor_twin(const rs_tensor *t, rs_tensor **out);   /* another tensor of the same memory and gradient */
 RS_API int       rs_tensor_is_shared(const rs_tensor *t);     /* does another tensor or a node use its storage? */
 
 /* A list attribute: a shape, dimensions, a stride for each dimension. n = 0 means not given. */
@@ -243,7 +244,8 @@ RS_API double    rs_workspace_bytes(const rs_workspace *w);
 /* What was computed from bindings alone is computed again by the next run. Needed only after writing through rs_tensor_data. */
 RS_API void      rs_workspace_refresh(rs_workspace *w);
 RS_API int       rs_program_writes_inputs(const rs_program *p);     /* does a run write into an argument in place? */
-/* Would a run accept these inputs, and are gradients as they were when p was recorded? No message. */
+/* Would a run accept these inputs, and are gradients as they were when p was recorded? No message. (A run also refuses inputs that
+   share memory with each other or with a binding, where p writes to one of the two.) */
 RS_API int       rs_program_fits(const rs_program *p, rs_tensor *const *inputs, int nin);
 /* Is t a binding of p, other than a gradient that belongs to its parameter? For a host that frees a tensor that p still holds. */
 RS_API int       rs_program_reads(const rs_program *p, const rs_tensor *t);

@@ -1,7 +1,7 @@
 --- resin.compile: a function or a module as a program.
 -- A compiled function keeps programs in `entries`, the one used last first. An entry belongs to one form of the arguments
 -- (shapes and dtypes of the tensors, which C compares; `static`, everything else about them), to gradients on or off, and to the
--- state of the modules when it was recorded (structure.version, structure.mode). All its workspaces share one block of memory.
+-- modules that its recording met: their modes and parts (met.lua). All its workspaces share one block of memory.
 -- While it is recorded the function runs, but its ops compute nothing; the first results come from the program too.
 
 local lib = require "resin.lib"
@@ -9,6 +9,7 @@ local check = require "resin.check"
 local scope = require "resin.scope"
 local class = require "resin.nn.class"
 local grad = require "resin.grad"
+local met = require "resin.met"
 
 local ffi, C, ctx = lib.ffi, lib.C, lib.ctx
 local Tensor, wrap, structure = scope.Tensor, scope.wrap, class.structure
@@ -104,6 +105,12 @@ local function release(entry)
   entry.workspace, entry.program = nil, nil
 end
 
+-- Releases an entry that cannot fit any more.
+local function drop(self, entry)
+  release(entry)
+  self.dropped = true
+end
+
 -- A finaliser for the C objects of an entry: they are released in this order.
 local function guard(entry)
   entry.proxy = newproxy(true)
@@ -124,36 +131,15 @@ function scope.recorded_freed(h)
   end
 end
 
--- What of a module decides how it runs: its tensors and modes.
-local function signature(module)
-  local list = {ffi.string(C.rs_get_precision(ctx))}
-  for _, m in module:named_modules() do list[#list + 1] = m.training and "t" or "e" end
-  for _, t in module:named_parameters() do list[#list + 1] = t end
-  for _, t in module:named_buffers() do list[#list + 1] = t end
-  return list
-end
+local function precision() return ffi.string(C.rs_get_precision(ctx)) end
 
-local function same_signature(a, b)
-  if #a ~= #b then return false end
-  for i = 1, #a do
-    if a[i] ~= b[i] then return false end
-  end
-  return true
-end
-
--- Modules changed since entries were recorded. Those of a module that is as it was go on; a function may use anything.
+-- Parts of modules or optimisers have changed: what cannot fit any more goes.
 local function review(self)
-  self.version, self.mode = structure.version, structure.mode
-  local now = self.module and signature(self.module)
+  self.version = structure.version
   local kept = {}
   for _, entry in ipairs(self.entries) do
-    if now and entry.signature and same_signature(now, entry.signature) then
-      kept[#kept + 1] = entry
-    elseif not now and entry.mode ~= structure.mode and entry.version == structure.version then
-      kept[#kept + 1] = entry        -- may fit again after train() or eval()
-    else
-      release(entry)
-    end
+    if entry.precision == precision() and met.same_structure(entry.met) then kept[#kept + 1] = entry
+    else drop(self, entry) end
   end
   self.entries = kept
 end
@@ -167,12 +153,15 @@ end
 
 -- The entry for `n` tensors in `arguments` and the other arguments `static`.
 local function find(self, static, n, grads)
-  if self.version ~= structure.version or self.mode ~= structure.mode then review(self) end
+  if self.version ~= structure.version then review(self) end
   local entries = self.entries
   for i = 1, #entries do
     local e = entries[i]
-    if e.static == static and e.grads == grads and (self.module or e.mode == structure.mode)
-      and C.rs_program_fits(e.program, arguments, n) ~= 0 then
+    if e.static == static and e.grads == grads and met.same_modes(e.met) and C.rs_program_fits(e.program, arguments, n) ~= 0 then
+      if not met.same_parts(e.met) then
+        review(self)
+        return find(self, static, n, grads)
+      end
       if i > 1 then to_front(self, i) end
       return e
     end
@@ -212,12 +201,20 @@ local function finish_trace(tensors)
   check.status(C.rs_trace_end(ctx, results, #tensors, out_program))
 end
 
-local function make_entry(self, static, n, grads, returned)
+-- What the recording made and nobody holds, and what programs held that were dropped, goes back to the system.
+local function tidy(self)
+  if self.recorded > 0 and not self.dropped then return end
+  self.dropped = false
+  scope.collect()
+  C.rs_trim(ctx)
+end
+
+local function make_entry(self, static, n, grads, returned, noted)
   local tensors, rest = {}, {}
   for i = 1, returned.n do flatten(returned[i], tensors, rest, 1, "result " .. i) end
   finish_trace(tensors)
-  local entry = {program = out_program[0], static = static, grads = grads, version = structure.version, mode = structure.mode, n = n,
-                 noutputs = #tensors, nresults = returned.n, signature = self.module and signature(self.module)}
+  local entry = {program = out_program[0], static = static, grads = grads, n = n, noutputs = #tensors, nresults = returned.n,
+                 precision = precision()}
   local count = 0
   local function place()
     count = count + 1
@@ -227,11 +224,11 @@ local function make_entry(self, static, n, grads, returned)
   for i = 1, returned.n do entry.template[i] = map(returned[i], place) end
   entry.single = returned.n == 1 and getmetatable(entry.template[1]) == Place
   entry.length, entry.ops = C.rs_program_length(entry.program), report().count_ops(entry.program)      -- as recorded
+  tidy(self)
+  entry.met = met.of(noted, entry.program)
   local rc = C.rs_program_optimize(entry.program, self.passes, self.dtype)
   if rc == 0 then
     local beside = self.entries[1] and self.entries[1].workspace
-    scope.collect()                    -- what the recording made and nobody holds goes back to the system
-    C.rs_trim(ctx)
     rc = C.rs_workspace_create_beside(ctx, entry.program, beside, out_workspace)
   end
   if rc ~= 0 then
@@ -243,19 +240,6 @@ local function make_entry(self, static, n, grads, returned)
   return guard(entry)
 end
 
--- A recording needs contiguous tensors that are all different. Returns the number of the first tensor that a copy stands for now.
-local function prepare(list)
-  local seen, copied = {}, nil
-  for i, t in ipairs(list) do
-    if not t.h then check.freed("compile: argument") end
-    if not t:is_contiguous() then list[i] = t:contiguous() end
-    if seen[list[i]] then list[i] = list[i]:clone() end
-    seen[list[i]] = true
-    if list[i] ~= t then copied = copied or i end
-  end
-  return copied
-end
-
 -- The argument that holds tensor number `i`.
 local function argument_of(args, i)
   local function count() i = i - 1 end
@@ -263,6 +247,19 @@ local function argument_of(args, i)
     map(args[k], count)
     if i <= 0 then return k end
   end
+end
+
+-- A recording needs contiguous tensors that are all different. Returns the number of the first tensor that a copy stands for now.
+local function prepare(list, args)
+  local seen, copied = {}, nil
+  for i, t in ipairs(list) do
+    if not t.h then check.freed("compile: argument " .. argument_of(args, i)) end
+    if not t:is_contiguous() then list[i] = t:contiguous() end
+    if seen[list[i]] then list[i] = list[i]:clone() end
+    seen[list[i]] = true
+    if list[i] ~= t then copied = copied or i end
+  end
+  return copied
 end
 
 -- What a program writes into a copy would be lost.
@@ -289,31 +286,56 @@ local function fill_arguments(list)
   for i = 1, #list do arguments[i - 1] = list[i].h end
 end
 
+-- The arguments as tensors of their own, of the same memory and gradients: the function may meet an argument also as a tensor that
+-- it captured, which stays what it is when other arguments come.
+local function twins(list)
+  local made = {}
+  for i, t in ipairs(list) do
+    check.status(C.rs_tensor_twin(t.h, results))
+    made[i] = wrap(results[0])
+  end
+  return made
+end
+
+-- Says once that programs are dropped as fast as they are made.
+local function count_eviction(self)
+  self.evicted = self.evicted + 1
+  if self.evicted == self.max_programs then
+    check.warn("compile: %d programs were dropped to make room for others, and recording one takes longer than running without it; "
+      .. "let the function keep more of them (max_programs = %d), or give it fewer shapes", self.evicted, 4 * self.max_programs)
+  end
+end
+
 -- Runs the function while the context records, and makes an entry of what was recorded.
 local function record(self, args, list, static, grads)
-  fill_arguments(list)
-  local given = put_back(args, list)
+  local version, given = structure.version, twins(list)
+  fill_arguments(given)
   check.status(C.rs_trace_begin(ctx, arguments, #list))
-  local ok, returned = xpcall(invoke, handler, self, given)
+  met.begin(self.fn)
+  local ok, returned = xpcall(invoke, handler, self, put_back(args, given))
+  local noted = met.finish()
   if not ok then
     C.rs_trace_abort(ctx)
     error(returned, 0)
   end
   for i = 1, #list do
-    if not list[i].h then
+    if not given[i].h or not list[i].h then
       C.rs_trace_abort(ctx)
       check.fail("compile: the function frees argument %d; a program needs it at each run, so free it after the call", argument_of(args, i))
     end
   end
-  local ended, entry = xpcall(make_entry, check.handler, self, static, #list, grads, returned)
+  local ended, entry = xpcall(make_entry, check.handler, self, static, #list, grads, returned, noted)
   if not ended then
     C.rs_trace_abort(ctx)
     error(entry, 0)
   end
   table.insert(self.entries, 1, entry)
-  self.version, self.mode = structure.version, structure.mode
+  if structure.version ~= version or self.version ~= version then review(self) end
   self.recorded = self.recorded + 1
-  while #self.entries > self.max_programs do release(table.remove(self.entries)) end
+  if #self.entries > self.max_programs then
+    release(table.remove(self.entries))
+    count_eviction(self)
+  end
   return entry
 end
 
@@ -328,18 +350,22 @@ local function give(entry)
   return unpack(values, 1, entry.nresults)
 end
 
--- Raises what C says, with the name that "record again" has in Lua.
-local function refused()
-  check.fail("%s", (ffi.string(C.rs_last_error()):gsub("record again", "record again: fast:reset()")))
+-- Raises what C says, with the name that "record again" has in Lua and the names of parameters.
+local function refused(self, entry)
+  local text = ffi.string(C.rs_last_error()):gsub("record again", "record again: fast:reset()")
+  local number = tonumber(text:match("bound tensor (%d+)"))
+  local name = number and report().binding_name(self, entry.program, number)
+  if name then text = text:gsub("(bound tensor %d+)", function(at) return ("%s (%s)"):format(at, name) end) end
+  check.fail("%s", text)
 end
 
-local function run(entry, n)
+local function run(self, entry, n)
   local rc = C.rs_program_call(entry.program, entry.workspace, arguments, n, results, entry.noutputs)
   if rc == C.RS_ERR_NOMEM then
     scope.collect()
     rc = C.rs_program_call(entry.program, entry.workspace, arguments, n, results, entry.noutputs)
   end
-  if rc ~= 0 then refused() end
+  if rc ~= 0 then refused(self, entry) end
   return give(entry)
 end
 
@@ -358,7 +384,7 @@ local function look_up(self, args, grads)
   end
   local static = plain and #list or table.concat(text)
   if #list > MOST_ARGUMENTS then check.fail("compile: %d tensors were given; at most %d are possible", #list, MOST_ARGUMENTS) end
-  local copied = prepare(list)
+  local copied = prepare(list, args)
   fill_arguments(list)
   local entry = find(self, static, #list, grads)
   if entry then check_written(entry, args, copied) end
@@ -379,7 +405,7 @@ local function slow(self, args)
     check_written(entry, args, copied)
     fill_arguments(list)
   end
-  return run(entry, #list)
+  return run(self, entry, #list)
 end
 
 -- One, two or three tensors, the usual case, take a way without tables.
@@ -389,15 +415,15 @@ local function call(self, ...)
     local a, b, c = ...
     if getmetatable(a) == Tensor and (n < 2 or getmetatable(b) == Tensor) and (n < 3 or getmetatable(c) == Tensor) then
       local entry = self.entries[1]
-      if entry and entry.static == n and self.version == structure.version and self.mode == structure.mode and entry.mode == structure.mode
-        and a.h and (n < 2 or b.h) and (n < 3 or c.h) and C.rs_is_tracing(ctx) == 0 then
+      if entry and entry.static == n and self.version == structure.version and a.h and (n < 2 or b.h) and (n < 3 or c.h)
+        and not structure.met and entry.met:same() then
         local grads = C.rs_get_grad_enabled(ctx) ~= 0
         local module = self.module
         if module and not (grads and module.training) or not module and entry.grads == grads then
           arguments[0] = a.h
           if n > 1 then arguments[1] = b.h end
           if n > 2 then arguments[2] = c.h end
-          if C.rs_program_fits(entry.program, arguments, n) ~= 0 then return run(entry, n) end
+          if C.rs_program_fits(entry.program, arguments, n) ~= 0 then return run(self, entry, n) end
         end
       end
     end
@@ -417,7 +443,7 @@ function Compiled:begin(...)
   if not entry then
     check.fail("compile: begin: nothing was recorded for these arguments; call the compiled function once with them first")
   end
-  if C.rs_program_begin(entry.program, entry.workspace, arguments, #list) ~= 0 then refused() end
+  if C.rs_program_begin(entry.program, entry.workspace, arguments, #list) ~= 0 then refused(self, entry) end
   self.under_way = entry
 end
 
@@ -454,7 +480,7 @@ end
 --- Forgets all recordings; the next call records again.
 ---@return resin.Compiled self
 function Compiled:reset()
-  for _, entry in ipairs(self.entries) do release(entry) end
+  for _, entry in ipairs(self.entries) do drop(self, entry) end
   self.entries = {}
   return self
 end
@@ -491,11 +517,12 @@ local function pass_mask(given)
   check.table(given, "compile: passes")
   local mask = 0
   for _, name in ipairs(given) do
-    local found
+    local found, known = nil, {}
     for i = 0, C.rs_pass_count() - 1 do
-      if ffi.string(C.rs_pass_name(i)) == name then found = i end
+      known[i + 1] = ffi.string(C.rs_pass_name(i))
+      if known[i + 1] == name then found = i end
     end
-    if not found then check.fail("compile: there is no pass %q", tostring(name)) end
+    if not found then check.fail("compile: there is no pass %q (known: %s)", tostring(name), table.concat(known, ", ")) end
     mask = mask + 2 ^ found
   end
   return mask
@@ -521,7 +548,7 @@ local function compile(fn, options)
   local module = class.is_module(fn) and fn or nil
   if not module then check.func(fn, "compile: argument 1, when it is no module,") end
   options = check.options(options, OPTIONS, "compile")
-  local self = {entries = {}, version = structure.version, mode = structure.mode, recorded = 0, module = module,
+  local self = {entries = {}, version = structure.version, recorded = 0, evicted = 0, dropped = false, module = module,
                 max_programs = check.integer(options.max_programs or 8, "compile: max_programs", 1, 1024),
                 passes = pass_mask(options.passes), dtype = precision_code(options.precision)}
   self.fn = module and function(...) return module(...) end or fn

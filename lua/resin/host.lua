@@ -29,6 +29,15 @@ local function sweep()
   limit = math.max(16, 2 * count)
 end
 
+--- Refuses to be recorded: a program has no place where Lua computes gradients.
+---@param what string  the layer
+function host.check_recording(what)
+  if C.rs_is_tracing(ctx) ~= 0 then
+    check.fail("%s: it cannot be recorded where gradients are wanted, because its backward runs layers again in Lua; in a compiled "
+      .. "training step call its layers without it", what)
+  end
+end
+
 --- Makes `value`, computed without gradients, depend on the inputs. compute(data, grad) gives the list of their gradients (false for
 --- none) when a backward comes; release(data) is called when it cannot come any more.
 ---@param value resin.Tensor

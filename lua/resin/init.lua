@@ -114,7 +114,6 @@ function resin.set_precision(name)
   check.status(C.rs_set_precision(ctx, check.string(name, "set_precision: name")))
   local structure = require("resin.nn.class").structure
   structure.version = structure.version + 1
-  structure.mode = structure.mode + 1
 end
 
 ---@return string

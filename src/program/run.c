@@ -32,7 +32,7 @@ struct rs_workspace {
   const rsi_kernels *k;
   int               threads;
   int               at;           /* the next instruction of a run under way; -1: none */
-  int               nlent, nbound, nwatched, nresults, nviews;
+  int               nlent, nbound, nwatched, nresults, nviews, napart;
   bool              gave;         /* results were given away */
   size_t            scratch_at;   /* offset in the arena */
   rs_tensor       **tensors;      /* [nvalues] */
@@ -42,6 +42,7 @@ struct rs_workspace {
   rs_tensor       **held;         /* [ninputs] of a run in steps, one reference each */
   int              *lent, *bound, *watched;   /* values that lie in arguments; bindings; bindings that the prologue reads */
   int              *results, *views;          /* values that a call gives away; views of them */
+  int              *apart;                    /* bindings in whose memory no argument may lie: one of the two is written */
   uint32_t         *seen;         /* [nwatched] versions */
 };
 
@@ -123,6 +124,23 @@ static bool is_given(const rs_program *p, int id) {
   return v->kind == RSI_V_TEMP && v->kept && v->first >= p->nprologue;
 }
 
+/* Bindings that an argument must not share memory with: those that are written; all, where an argument is written. */
+static void list_apart(rs_workspace *w) {
+  const rs_program *const p = w->program;
+  for (int b = 0; b < w->nbound && p->writes_inputs; b++) w->apart[w->napart++] = w->bound[b];
+  if (p->writes_inputs || p->ninputs == 0) return;
+  for (int k = 0; k < p->ninstrs; k++) {
+    const rsi_instr *const instr = &p->instrs[k];
+    for (int a = 0; a < instr->nin + instr->nout; a++) {
+      if (instr->ids[a] < 0 || !(a < instr->nin ? instr->writes[a] : instr->kernel != NULL)) continue;
+      const int base = rsi_base_of(p, instr->ids[a]);
+      bool known = p->values[base].kind != RSI_V_BOUND;
+      for (int i = 0; i < w->napart && !known; i++) known = w->apart[i] == base;
+      if (!known) w->apart[w->napart++] = base;
+    }
+  }
+}
+
 static void list_values(rs_workspace *w) {
   const rs_program *const p = w->program;
   for (int id = 0; id < p->nvalues; id++) {
@@ -138,6 +156,7 @@ static void list_values(rs_workspace *w) {
       for (int a = 0; a < p->instrs[k].nin; a++) read |= p->instrs[k].ids[a] >= 0 && rsi_base_of(p, p->instrs[k].ids[a]) == id;
     if (read) w->watched[w->nwatched++] = id;
   }
+  list_apart(w);
 }
 
 /* Bytes of scratch memory of instruction k; a kernel that needs none gets NULL, as from the dispatcher. */
@@ -260,7 +279,7 @@ rs_status rs_workspace_create_beside(rs_ctx *ctx, const rs_program *program, rs_
   take(&at, sizeof(rs_workspace));
   const size_t calls = take(&at, sizeof(rsi_call) * (size_t)p->ninstrs), tensors = take(&at, sizeof(rs_tensor *) * n);
   const size_t headers = take(&at, sizeof(rs_tensor) * n), ops = take(&at, sizeof(rs_tensor *) * operands);
-  const size_t held = take(&at, sizeof(rs_tensor *) * (size_t)p->ninputs), lists = take(&at, 5 * sizeof(int) * n);
+  const size_t held = take(&at, sizeof(rs_tensor *) * (size_t)p->ninputs), lists = take(&at, 6 * sizeof(int) * n);
   const size_t seen = take(&at, sizeof(uint32_t) * n);
   RSI_TRY(rsi_alloc(ctx->x.heap, at, &block));
   memset(block, 0, at);
@@ -280,6 +299,7 @@ rs_status rs_workspace_create_beside(rs_ctx *ctx, const rs_program *program, rs_
   w->watched = w->bound + n;
   w->results = w->watched + n;
   w->views = w->results + n;
+  w->apart = w->views + n;
   w->seen = (void *)(start + seen);
   rsi_ctx_retain(ctx);
   atomic_fetch_add_explicit(&p->refs, 1, memory_order_relaxed);
@@ -323,6 +343,13 @@ static bool has_form(const rsi_value *v, const rs_tensor *t) {
   return true;
 }
 
+/* The place of a binding among the bindings. */
+static int rank_of(const rs_workspace *w, int id) {
+  int b = 0;
+  while (b < w->nbound && w->bound[b] != id) b++;
+  return b;
+}
+
 static rs_status wrong_form(const rsi_value *v, const rs_tensor *t, const char *what, int number) {
   bool strides = t->dtype == v->desc.dtype && t->ndim == v->desc.ndim;
   for (int i = 0; i < t->ndim && strides; i++) strides = t->shape[i] == v->desc.shape[i];
@@ -332,8 +359,16 @@ static rs_status wrong_form(const rsi_value *v, const rs_tensor *t, const char *
                   strides ? " with other strides" : "");
 }
 
-/* Arguments were apart when they were recorded; a program that writes one must not meet it as another. */
-static rs_status check_apart(const rs_program *p, rs_tensor *const *inputs, int base) {
+/* Arguments were apart, and apart from bindings, when they were recorded; what a program writes it must not meet as another value. */
+static rs_status check_apart(const rs_workspace *w, rs_tensor *const *inputs, int base) {
+  const rs_program *const p = w->program;
+  for (int i = 0; i < p->ninputs; i++)
+    for (int b = 0; b < w->napart; b++)
+      if (rsi_unlikely(inputs[i]->storage == p->values[w->apart[b]].bound->storage))
+        return rsi_fail(RS_ERR_ARG,
+                        "program: input %d shares memory with bound tensor %d, and the program writes to one of them; pass a clone",
+                        i + base, rank_of(w, w->apart[b]) + base);
+  if (!p->writes_inputs) return RS_OK;
   for (int i = 0; i < p->ninputs; i++)
     for (int j = 0; j < i; j++)
       RSI_CHECK(inputs[i]->storage != inputs[j]->storage, RS_ERR_ARG,
@@ -460,7 +495,7 @@ static rs_status begin(rs_workspace *w, rs_tensor *const *inputs) {
     if (rsi_unlikely(inputs[i]->flags & RSI_PHANTOM))
       return rsi_fail(RS_ERR_STATE, "program: input %d was made while a program was recorded, so it has no values", i + base);
     else if (rsi_unlikely(!has_form(&p->values[i], inputs[i]))) return wrong_form(&p->values[i], inputs[i], "input", i + base);
-  if (p->writes_inputs) RSI_TRY(check_apart(p, inputs, base));
+  if (p->writes_inputs || w->napart) RSI_TRY(check_apart(w, inputs, base));
   RSI_TRY(check_results(w, inputs));
   RSI_CHECK(p->exact == w->ctx->x.exact, RS_ERR_STATE, "program: the precision was changed since it was recorded; record again");
   RSI_TRY(check_bound(w));

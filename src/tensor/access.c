@@ -106,7 +106,8 @@ static void write_row(int64_t n, char *const *data, const int64_t *strides, cons
 
 static rs_status refuse_while_recording(const rs_ctx *ctx, const char *what) {
   RSI_CHECK(!ctx->trace, RS_ERR_STATE,
-            "%s: a value cannot be read or written from outside while a program is recorded: it would be frozen into it", what);
+            "%s: a value cannot be read or written from outside while a program is recorded: it would be frozen into it; let the "
+            "recorded function return the tensor and look at that", what);
   return RS_OK;
 }
 
@@ -130,7 +131,7 @@ rs_status rs_tensor_read(rs_ctx *ctx, const rs_tensor *t, double *out) {
   rsi_nest nest;
   walk w = {t->dtype, out, NULL};
   rs_tensor *const operand = (rs_tensor *)(uintptr_t)t;
-  RSI_TRY(refuse_while_recording(ctx, "read"));
+  RSI_TRY(refuse_while_recording(ctx, "reading values (print, totable)"));
   RSI_TRY(check_values(t, "read"));
   rsi_nest_make(&nest, &operand, 1);
   rsi_nest_run(&nest, 0, t->numel, read_row, &w);

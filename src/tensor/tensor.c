@@ -240,10 +240,12 @@ void rsi_tensor_embed(rs_tensor *dst, const rs_tensor *t) {
 }
 
 rs_status rsi_tensor_share(rs_tensor *t, rs_tensor **out) {
-  if (!(t->flags & RSI_EMBEDDED)) {
-    *out = rs_tensor_retain(t);
-    return RS_OK;
-  }
+  if (t->flags & RSI_EMBEDDED) return rs_tensor_twin(t, out);
+  *out = rs_tensor_retain(t);
+  return RS_OK;
+}
+
+rs_status rs_tensor_twin(const rs_tensor *t, rs_tensor **out) {
   RSI_TRY(rsi_tensor_alias(t, out));
   (*out)->flags = (uint8_t)(t->flags & (RSI_CONTIGUOUS | RSI_VIEW | RSI_PHANTOM));
   (*out)->view_version = t->view_version;

@@ -12,10 +12,14 @@ local C, ctx = lib.C, lib.ctx
 
 local class = {}
 
---- version grows with every registration of a parameter, buffer or child and whenever an optimiser makes or replaces state;
---- mode whenever train() or eval() is called.
-class.structure = {version = 0, mode = 0}
+--- version grows with every registration of a parameter, buffer or child and whenever an optimiser makes or replaces state; `met` is
+--- false, or while a function is recorded the set of the modules that it calls or walks through and the optimisers that it uses.
+class.structure = {version = 0, met = false}
 local structure = class.structure
+
+--- Every module that there is, as weak keys.
+class.instances = setmetatable({}, {__mode = "k"})
+local instances = class.instances
 
 -- Tensors marked by nn.Parameter. Weak keys; the values refer to nothing.
 local marked = setmetatable({}, {__mode = "k"})
@@ -108,6 +112,8 @@ end
 -- The forward of a module. It is looked up in the class, whose chain of parents makes no call, because this LuaJIT's compiler
 -- may read `...` wrongly after one.
 local function call(self, ...)
+  local met = structure.met
+  if met then met[self] = true end
   return (rawget(self, "forward") or getmetatable(self).forward)(self, ...)
 end
 
@@ -118,6 +124,7 @@ end
 -- Parameters that come to be while a program is recorded are made as always: the recording does not see it.
 local function construct(cls, ...)
   local self = setmetatable({_parameters = {}, _buffers = {}, _children = {}}, cls)
+  instances[self] = true
   local former = C.rs_trace_pause(ctx, 1)
   cls.init(self, ...)
   C.rs_trace_pause(ctx, former)

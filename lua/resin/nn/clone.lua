@@ -35,7 +35,11 @@ function copy_value(value, seen)
     seen[value] = copy
     return copy
   end
-  if class.is_module(value) then return setmetatable(copy_table(value, seen), getmetatable(value)) end
+  if class.is_module(value) then
+    local copy = setmetatable(copy_table(value, seen), getmetatable(value))
+    class.instances[copy] = true
+    return copy
+  end
   if class.is_plain(value) then return copy_table(value, seen) end
   return value
 end

@@ -17,7 +17,7 @@ local describe = require "resin.nn.describe"
 local state = require "resin.nn.state"
 local handles = require "resin.nn.handles"
 
-local C = lib.C
+local C, structure = lib.C, class.structure
 
 ---@class resin.nn.Module
 ---@field type string       name of the class
@@ -175,6 +175,8 @@ end
 local function walk(self, prefix, seen, visit, extra)
   if seen[self] then return end
   seen[self] = true
+  local met = structure.met
+  if met then met[self] = true end
   visit(prefix, self, extra)
   local names, modules = self:child_list()
   for i = 1, #modules do walk(modules[i], join(prefix, names[i]), seen, visit, extra) end
@@ -287,7 +289,6 @@ function Module:train(mode)
   if mode == nil then mode = true end
   check.boolean(mode, self.type .. ": train: mode")
   walk(self, "", {}, set_training, mode)
-  class.structure.mode = class.structure.mode + 1
   return self
 end
 

@@ -21,6 +21,7 @@ local out = ffi.new("rs_tensor *[4]")
 ---@field params resin.Tensor[]
 ---@field names string[]   as in the state: of the module, or numbers
 ---@field module resin.nn.Module?  where params come from
+---@field changes integer  grows when recordings that use the group are out of date
 local Group = {}
 
 -- ---- options --------------------------------------------------------------------------------------------------------------
@@ -32,17 +33,23 @@ local function read(group, rule)
   return values[rule.slot]
 end
 
+-- Recordings that use the group are out of date.
+local function changed(group)
+  group.changes = group.changes + 1
+  structure.version = structure.version + 1
+end
+
 -- Programs read the numbers in `hyper` at each run. A flag is part of an instruction, and an option that brings state tensors
 -- (`buffers`: SGD's momentum) is another set of inputs: recordings are out of date then.
 local function write(group, rule, value)
   if rule.slot == nil then
     local former = group.flags[rule.name]
-    if former ~= nil and former ~= value then structure.version = structure.version + 1 end
+    if former ~= nil and former ~= value then changed(group) end
     group.flags[rule.name] = value
   elseif rule.count == 2 then
     group.values[rule.slot], group.values[rule.slot + 1] = value[1], value[2]
   else
-    if rule.buffers and value ~= 0 and group.array and not group.buffered then structure.version = structure.version + 1 end
+    if rule.buffers and value ~= 0 and group.array and not group.buffered then changed(group) end
     group.values[rule.slot] = value
   end
 end
@@ -83,7 +90,7 @@ function Group.new(kind, options)
   local hyper = scope.promote(create.zeros({kind.numbers}, {dtype = "f64"}))
   local group = {
     kind = kind, params = {}, names = {}, state = {}, flags = {}, hyper = hyper, steps = false, n = 0, array = false,
-    values = ffi.cast("double *", C.rs_tensor_data(hyper.h)), buffered = false,
+    values = ffi.cast("double *", C.rs_tensor_data(hyper.h)), buffered = false, changes = 0,
   }
   for _, key in ipairs(kind.state_keys) do group.state[key] = {} end
   setmetatable(group, Group)
@@ -103,7 +110,7 @@ end
 local function grow(group)
   local params, n = group.params, #group.params
   local former = C.rs_trace_pause(ctx, 1)       -- a recording finds the state made
-  structure.version = structure.version + 1     -- recordings that know the former state are out of date
+  changed(group)                                -- recordings that know the former state are out of date
   local steps = scope.promote(create.zeros({n}, {dtype = "i64"}))
   if group.steps then ffi.copy(C.rs_tensor_data(steps.h), C.rs_tensor_data(group.steps.h), 8 * math.min(group.n, n)) end
   rawset(group, "steps", steps)

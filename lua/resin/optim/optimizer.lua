@@ -64,6 +64,7 @@ local function add_parameter(self, group, name, tensor)
   if owner == group then return end
   if owner then refuse_second(self, group, name, tensor, owner) end
   self.owner[tensor] = group
+  self.changes = self.changes + 1
   group.params[#group.params + 1] = tensor
   group.names[#group.names + 1] = name
 end
@@ -84,6 +85,7 @@ end
 
 -- Asks the modules of the groups for parameters that appeared since the last look.
 local function adopt(self)
+  if structure.met then structure.met[self] = true end
   if self.version == structure.version then return end
   self.version = structure.version
   for _, group in ipairs(self.param_groups) do
@@ -117,6 +119,7 @@ function Optimizer:add_param_group(given)
       class.is_plain(params) and "an empty table" or check.describe(params))
   end
   self.param_groups[#self.param_groups + 1] = group
+  structure.version = structure.version + 1
   return self
 end
 
@@ -288,7 +291,7 @@ end
 local instance = {__index = get, __newindex = set, __tostring = text}
 
 local function construct(cls, params, options)
-  local self = {type = cls.type, kind = cls, param_groups = {}, version = structure.version,
+  local self = {type = cls.type, kind = cls, param_groups = {}, version = structure.version, changes = 0,
                 owner = setmetatable({}, {__mode = "k"})}
   setmetatable(self, instance)
   self.defaults = read_options(cls, options, cls.type)

@@ -291,6 +291,20 @@ end
 
 local report = {count_ops = count_ops}
 
+--- The name of binding number `at`, counted from 1; nil when it has none.
+---@param self resin.Compiled
+---@param program ffi.cdata*
+---@param at integer
+---@return string?
+function report.binding_name(self, program, at)
+  C.rs_program_describe(program, program_info)
+  for id = 0, program_info.values - 1 do
+    check.status(C.rs_program_value(program, id, value_info))
+    if value_info.kind == BOUND then at = at - 1 end
+    if at == 0 then return names_of(self)[key_of(value_info.bound)] end
+  end
+end
+
 local OPTIONS = {"all", "lines"}
 
 --- Describes the programs of a compiled function, the one used last first.

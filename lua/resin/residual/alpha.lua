@@ -15,7 +15,7 @@ local ops = require "resin.ops"
 local scope = require "resin.scope"
 local Tensor = require "resin.tensor"
 
-local C = lib.C
+local C, ctx, structure = lib.C, lib.ctx, class.structure
 
 --- LearnableAlpha(initial_value = 1, min_value = 0, max_value = 1, use_log_space = nil, {size = nil, dtype = "f32"}).
 --- alpha() is the value, a tensor; with `size` one value per channel. It takes part in arithmetic: 1 - alpha, alpha * x.
@@ -73,15 +73,28 @@ function LearnableAlpha:init(...)
   rawset(self, "_stale", false)
 end
 
+-- Bounds are constants of a recording, so they are read beside it.
 local function refresh(self)
+  local former = C.rs_trace_pause(ctx, 1)
   rawset(self, "_low", self.min_val:item())
   rawset(self, "_high", self.max_val:item())
   rawset(self, "_log", self.use_log:item())
   rawset(self, "_stale", false)
+  C.rs_trace_pause(ctx, former)
 end
 
 --- load_state_dict is about to write the buffers.
-function LearnableAlpha:before_load() rawset(self, "_stale", true) end
+function LearnableAlpha:before_load()
+  rawset(self, "_stale", true)
+  structure.version = structure.version + 1
+end
+
+--- What of the module's fields a recording takes as constants, as text; it is asked again when structure.version has grown.
+---@return string
+function LearnableAlpha:recorded_constants()
+  if self._stale then refresh(self) end
+  return ("%.17g %.17g %s"):format(self._low, self._high, tostring(self._log))
+end
 
 --- The value within its bounds: a 0-d tensor, or [size].
 ---@return resin.Tensor

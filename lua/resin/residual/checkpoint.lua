@@ -137,6 +137,7 @@ function Checkpoint:forward(a, b, c, d)
     local y, second = Module.run(fn, a, b, c, d)
     return only(fn, y, second)
   end
+  host.check_recording("Checkpoint")
   local random = random_state()
   local y, second = grad.no_grad(Module.run, fn, a, b, c, d)
   only(fn, y, second)
@@ -276,6 +277,7 @@ function Reversible:forward(x)
   end
   local random = {}
   if not needs_grad(self, {x}) then return scope.run(run_blocks, self, x, at, random) end
+  host.check_recording("Reversible")
   local y = grad.no_grad(scope.run, run_blocks, self, x, at, random)
   local kept = scope.promote(y:detach())
   host.attach(y, {x}, {self = self, y = kept, at = at, random = random, version = C.rs_tensor_version(kept.h)}, backward,

@@ -252,6 +252,7 @@ end
 -- A module of the same parts under another name. Layers that follow from shapes are made for all such copies at once.
 local function renamed(m, field, value)
   local copy = setmetatable({}, getmetatable(m))
+  class.instances[copy] = true
   for key, old in next, m do
     if class.is_plain(old) then
       local list = {}
