@@ -116,19 +116,26 @@ static void activate_bf16(int64_t n, char *at, int64_t act) {
   memcpy(at + 2 * i, &rest, (size_t)(2 * (n - i)));
 }
 
-/* ReLU or ReLU6 of a slice of y, from `at` on, while it is in the cache. oneDNN's own make a number of a NaN. */
+/*
+** ReLU or ReLU6 of a slice of y, from `at` on, while it is in the cache. oneDNN's own make a number of a NaN. y: [n, blocks, oh, ow, block];
+** a slice has some images, blocks or rows of it, or in NHWC some channels.
+*/
 static void activate(const run *r, const piece *p, char *at) {
   const rsi_conv_call *const k = &r->entry->key;
-  const int64_t channels = k->s.o, block = k->y_block, pixels = p->s.oh * k->s.ow, image = (channels + block - 1) / block * block * pixels;
-  const bool whole = p->s.o == channels, nhwc = block >= channels;
-  const int64_t runs = whole ? 1 : nhwc ? p->s.n * pixels : p->s.n, step = nhwc ? block : image;
-  const int64_t n = whole ? p->s.n * image : nhwc ? p->s.o : (p->s.o + block - 1) / block * block * pixels;
+  const int64_t block = k->y_block, plane = k->s.oh * k->s.ow * block, part = p->s.oh * k->s.ow * block, blocks = (k->s.o + block - 1) / block;
+  const int64_t mine = (p->s.o + block - 1) / block;
+  int64_t outer = p->s.n, outer_step = blocks * plane, inner = mine, inner_step = plane, n = part;
+  if (block >= k->s.o && p->s.o < k->s.o) inner = p->s.oh * k->s.ow, inner_step = block, n = p->s.o;
+  else if (part == plane) n *= inner, inner = 1;
+  if (inner == 1 && n == outer_step) n *= outer, outer = 1;
   const rsi_row_fn clamp = r->x->k->elementwise->unary[RSI_U_CLAMP][RS_F32];
   const double range[2] = {0, r->act == RSI_CONV_RELU6 ? 6 : (double)INFINITY};
-  for (int64_t i = 0; i < runs; i++) {
-    if (k->y_dtype == RS_BF16) activate_bf16(n, at + 2 * i * step, r->act);
-    else clamp(n, (char *const[]){at + 4 * i * step, at + 4 * i * step}, (const int64_t[]){sizeof(float), sizeof(float)}, range);
-  }
+  for (int64_t i = 0; i < outer; i++)
+    for (int64_t j = 0; j < inner; j++) {
+      char *const y = at + (i * outer_step + j * inner_step) * (k->y_dtype == RS_BF16 ? 2 : 4);
+      if (k->y_dtype == RS_BF16) activate_bf16(n, y, r->act);
+      else clamp(n, (char *const[]){y, y}, (const int64_t[]){sizeof(float), sizeof(float)}, range);
+    }
 }
 
 /* Slice number `task`: reorders what is its own, runs the primitive, reorders the result. */
