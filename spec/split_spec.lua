@@ -31,6 +31,12 @@ local function packed(m, more)
   return plain(ops.conv2d_block(block(m.x), pack, m.bias, m.residual and block(m.residual), with(opts, {weight_size = m.w.shape})), m.o)
 end
 
+-- Is there no kernel of our own for it on this machine?
+local function by_onednn(m)
+  ops.conv2d_block(block(m.x), m.w, nil, nil, with(m.opts, {weight_size = m.w.shape}))
+  return images.last_kernel() == "onednn"
+end
+
 local function data(m) return plain(ops.conv2d_block_data(block(m.g), m.w, nil, with(m.opts, {input_size = m.size})), m.c) end
 
 -- n, c, h, w, o, k, stride, padding
@@ -81,11 +87,12 @@ describe("convolutions by split products", function()
         local exact, size = ops.conv2d(x, w, nil, o), ops.conv2d(x:abs(), w:abs(), nil, o)
         local loop = highest(function() return ops.conv2d(m.x, m.w, nil, o) end)
         local mine, theirs = root((forward(m):double() - exact) / size), root((loop:double() - exact) / size)
-        assert.is_true(mine <= theirs * 1.2, string.format("result: %g > %g", mine, theirs))
+        assert.is_true(by_onednn(m) or mine <= theirs * 1.2, string.format("result: %g > %g", mine, theirs))
         o.input_size = m.size
         exact, size = ops.conv2d_backward_data(g, w, o), ops.conv2d_backward_data(g:abs(), w:abs(), o) + 1e-300
         loop = highest(function() return ops.conv2d_backward_data(m.g, m.w, o) end)
         mine, theirs = root((data(m):double() - exact) / size), root((loop:double() - exact) / size)
+        if by_onednn(m) then return end       -- no tiles here: its Winograd has a bound of its own
         assert.is_true(mine <= theirs * 1.2, string.format("gradient: %g > %g", mine, theirs))
       end)
     end
@@ -95,8 +102,7 @@ describe("convolutions by split products", function()
     it("keep infinities, NaN and what is too small to split: " .. name_of(case), function()
       local m = make(case, normal)
       m.w, m.bias, m.residual = m.w * 0.1, normal(m.o), normal(case[1], m.o, m.oh, m.ow)
-      forward(m, {})
-      if images.last_kernel() == "onednn" then return end       -- no tiles here: its Winograd may pass a NaN on to neighbours
+      if by_onednn(m) then return end         -- no tiles here: its Winograd may pass a NaN on to neighbours
       local function both()
         local want = highest(function() return forward(m, {act = "relu"}) end)
         same(forward(m, {act = "relu"}), want)
