@@ -12,6 +12,14 @@ local function same(a, b, tolerance, what)
   if d ~= d or d > tolerance * math.max(1, most) then error(("%s differs by %g"):format(what or "result", d), 2) end
 end
 
+-- A function that gives numbers from 1 to n.
+local function randoms(state)
+  return function(n)
+    state = (state * 16807) % 2147483647
+    return state % n + 1
+  end
+end
+
 -- ---- random programs over a few matrices ------------------------------------------------------------------------------------
 
 -- Each takes a pool of matrices, one of them, another one of its shape or nil, and a number; what it returns joins the pool.
@@ -35,11 +43,7 @@ local moves = {
 }
 
 local function random_program(seed)
-  local state = seed * 7919 + 17
-  local function random(n)
-    state = (state * 16807) % 2147483647
-    return state % n + 1
-  end
+  local random = randoms(seed * 7919 + 17)
   local steps = {}
   for i = 1, random(14) + 4 do steps[i] = { moves[random(#moves)], random(1000), random(1000), random(1000) } end
   local results = random(3)
@@ -63,11 +67,7 @@ end
 -- ---- random networks on images ----------------------------------------------------------------------------------------------
 
 local function random_net(seed)
-  local state = seed * 104729 + 5
-  local function random(n)
-    state = (state * 16807) % 2147483647
-    return state % n + 1
-  end
+  local random = randoms(seed * 104729 + 5)
   local modules, steps, channels = {}, {}, { 16 }
   local function add(c, step)
     steps[#steps + 1] = step

@@ -8,19 +8,9 @@ local images = require "spec.support.images"
 
 local C, ctx = lib.C, lib.ctx
 local block, plain, last_kernel, on_threads, with = images.block, images.plain, images.last_kernel, images.on_threads, images.with
-local F = resin.F
-local LANES = { avx512 = 16, avx2 = 8, baseline = 4 }
+local LANES, ACTS, with_isa = images.LANES, images.ACTS, images.with_isa
 
 local function wave(shape, turn) return images.wave(shape, turn, 4) end
-
-local function with_isa(isa, f)
-  if C.rs_set_isa(ctx, isa) ~= 0 then return end
-  local ok, message = pcall(f)
-  C.rs_set_isa(ctx, "best")
-  if not ok then error(isa .. ": " .. tostring(message), 0) end
-end
-
-local ACTS = { none = function(x) return x end, relu = function(x) return x:relu() end, relu6 = function(x) return F.hardtanh(x, 0, 6) end }
 
 -- n, c, h, w, o, kh, kw, stride, padding, dilation; act, residual
 local cases = {

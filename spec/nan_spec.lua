@@ -12,14 +12,7 @@ local C, ctx = lib.C, lib.ctx
 local nn, F, optim = resin.nn, resin.F, resin.optim
 local wave, block, plain, with = images.wave, images.block, images.plain, images.with
 local NAN = 0 / 0
-local LANES = { avx512 = 16, avx2 = 8, baseline = 4 }
-
-local function with_isa(isa, f)
-  if C.rs_set_isa(ctx, isa) ~= 0 then return end
-  local ok, message = pcall(f)
-  C.rs_set_isa(ctx, "best")
-  if not ok then error(isa .. ": " .. tostring(message), 0) end
-end
+local LANES, with_isa = images.LANES, images.with_isa
 
 local function without_onednn(f)
   assert.equal(0, C.rs_set_backends(ctx, "blas"))

@@ -10,6 +10,12 @@ local samples = require "spec.support.samples"
 local C, ctx = lib.C, lib.ctx
 local images = {}
 
+-- The block that f32 images have with an instruction set, and what a convolution may end in.
+images.LANES = { avx512 = 16, avx2 = 8, baseline = 4 }
+images.ACTS = {
+  none = function(x) return x end, relu = function(x) return x:relu() end, relu6 = function(x) return resin.F.hardtanh(x, 0, 6) end,
+}
+
 -- Numbers that repeat nowhere and need no random state.
 function images.wave(shape, turn, scale)
   local n = 1
@@ -43,6 +49,14 @@ function images.with(t, more)
   for k, v in pairs(t) do r[k] = v end
   for k, v in pairs(more) do r[k] = v end
   return r
+end
+
+-- f() with an instruction set; nothing where the processor lacks it.
+function images.with_isa(isa, f)
+  if C.rs_set_isa(ctx, isa) ~= 0 then return end
+  local ok, message = pcall(f)
+  C.rs_set_isa(ctx, "best")
+  if not ok then error(isa .. ": " .. tostring(message), 0) end
 end
 
 -- f() under precision "highest"; the kernel that ran last.

@@ -2,7 +2,8 @@
 ** Winograd's F(4x4, 3x3). For a handful of tiles:
 **   v [36][groups_in][most][L]   their input transforms, which the products read one number at a time
 **   m [36][groups_out][most][L]  the products with u [36][pairs of output blocks][channels][2 L], one block alone at the end
-** and all of it stays in the second-level cache.
+** and all of it stays in the second-level cache. Tiles that stand side by side share two columns of pixels, so the image is first
+** transformed column by column into a strip, and then tile by tile along the rows.
 */
 #include "kernels/winograd_loops.h"
 
@@ -15,6 +16,39 @@ enum {
 };
 
 /* ---- images to points ------------------------------------------------------------------------------------------------- */
+
+/*
+** The columns of `count` tiles side by side, the first at (row, column) in tiles of plane x: [h, w, L]: strip [4 count + 2][6][L].
+** Pixels outside the image are zeros.
+*/
+INLINE void columns_to_points(const rsi_winograd *s, const float *x, int64_t row, int64_t column, int64_t count, float *strip) {
+  static const float zeros[RSI_LANES];
+  const float *line[6];
+  int64_t move[6];
+  vec to[6];
+  for (int i = 0; i < 6; i++) {
+    const int64_t y = 4 * row + i - s->before_h;
+    const bool inside = y >= 0 && y < s->h;
+    line[i] = inside ? x + y * s->w * L : zeros, move[i] = inside ? L : 0;
+  }
+  const int64_t first = 4 * column - s->before_w, columns = 4 * count + 2;
+  for (int64_t j = 0; j < columns; j++, strip += 6 * L) {
+    const int64_t at = first + j;
+    if (at < 0 || at >= s->w) {
+      for (int i = 0; i < 6; i++) store(strip + i * L, (vec){0});
+      continue;
+    }
+    to_points(load(line[0] + at * move[0]), load(line[1] + at * move[1]), load(line[2] + at * move[2]), load(line[3] + at * move[3]),
+              load(line[4] + at * move[4]), load(line[5] + at * move[5]), to);
+    for (int i = 0; i < 6; i++) store(strip + i * L, to[i]);
+  }
+}
+
+/* Row i of points of tile k of a strip. */
+INLINE void row_to_points(const float *strip, int64_t k, int64_t i, vec to[6]) {
+  const float *const p = strip + (24 * k + i) * L;
+  to_points(load(p), load(p + 6 * L), load(p + 12 * L), load(p + 18 * L), load(p + 24 * L), load(p + 30 * L), to);
+}
 
 /*
 ** `count` tiles side by side, the first at (row, column) in tiles of plane x: [h, w, L], to v, the place of the first tile.

@@ -1,30 +1,13 @@
 /*
 ** What both forms of Winograd's F(4x4, 3x3) are made of (kernels/winograd.c, winograd_split.c): the transforms, and how tiles lie in
 ** images.
-** Tiles that stand side by side share two columns of pixels, so the image is first transformed column by column into a strip, and then
-** tile by tile along the rows.
 */
 #ifndef RSI_K_WINOGRAD_LOOPS_H
 #define RSI_K_WINOGRAD_LOOPS_H
 
 #include "kernels/winograd.h"
-#include "kernels/isa.h"
+#include "kernels/float_vec.h"
 
-#define REAL float
-#define BITS int32_t
-#define N(name) name##_lanes
-#include "kernels/vector.h"
-#undef N
-#undef REAL
-#undef BITS
-
-typedef vec_lanes vec;
-#define INLINE static inline __attribute__((always_inline))
-
-enum { L = RSI_LANES };
-
-INLINE vec load(const float *p) { return *(const uvec_lanes *)p; }
-INLINE void store(float *p, vec v) { *(uvec_lanes *)p = v; }
 INLINE vec pick(mask_lanes which, vec a, vec b) { return (vec)(((mask_lanes)a & which) | ((mask_lanes)b & ~which)); }
 
 static const float A = 0.625f, B = 1.5f, AA = 0.390625f, BB = 2.25f, AAA = 0.244140625f, BBB = 3.375f, AABB = 0.87890625f,
@@ -56,41 +39,6 @@ INLINE void taps_to_points(vec w0, vec w1, vec w2, vec to[6]) {
   const float zero = 1.1377777777777778f, a = -0.6884033613445378f, b = 0.11951447245564893f;
   const vec ea = (w0 + w2 * AA) * a, oa = w1 * (A * a), eb = (w0 + w2 * BB) * b, ob = w1 * (B * b);
   to[0] = w0 * zero, to[1] = ea + oa, to[2] = ea - oa, to[3] = eb + ob, to[4] = eb - ob, to[5] = w2;
-}
-
-/* ---- images to points ------------------------------------------------------------------------------------------------- */
-
-/*
-** The columns of `count` tiles side by side, the first at (row, column) in tiles of plane x: [h, w, L]: strip [4 count + 2][6][L].
-** Pixels outside the image are zeros.
-*/
-INLINE void columns_to_points(const rsi_winograd *s, const float *x, int64_t row, int64_t column, int64_t count, float *strip) {
-  static const float zeros[RSI_LANES];
-  const float *line[6];
-  int64_t move[6];
-  vec to[6];
-  for (int i = 0; i < 6; i++) {
-    const int64_t y = 4 * row + i - s->before_h;
-    const bool inside = y >= 0 && y < s->h;
-    line[i] = inside ? x + y * s->w * L : zeros, move[i] = inside ? L : 0;
-  }
-  const int64_t first = 4 * column - s->before_w, columns = 4 * count + 2;
-  for (int64_t j = 0; j < columns; j++, strip += 6 * L) {
-    const int64_t at = first + j;
-    if (at < 0 || at >= s->w) {
-      for (int i = 0; i < 6; i++) store(strip + i * L, (vec){0});
-      continue;
-    }
-    to_points(load(line[0] + at * move[0]), load(line[1] + at * move[1]), load(line[2] + at * move[2]), load(line[3] + at * move[3]),
-              load(line[4] + at * move[4]), load(line[5] + at * move[5]), to);
-    for (int i = 0; i < 6; i++) store(strip + i * L, to[i]);
-  }
-}
-
-/* Row i of points of tile k of a strip. */
-INLINE void row_to_points(const float *strip, int64_t k, int64_t i, vec to[6]) {
-  const float *const p = strip + (24 * k + i) * L;
-  to_points(load(p), load(p + 6 * L), load(p + 12 * L), load(p + 18 * L), load(p + 24 * L), load(p + 30 * L), to);
 }
 
 /* ---- points to images -------------------------------------------------------------------------------------------------- */
